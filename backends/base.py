@@ -12,16 +12,10 @@ from typing import Any, Protocol
 from whet.errors import BackendError
 from whet.ir.graph import Graph
 from whet.ir.target import Target
+from whet.passes.base import Progress, silent
 from whet.runtime.bundle import write_bundle
 from whet.runtime.manifest import Manifest
 from whet.runtime.session import LoadedModule, Program
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done, steps done, steps in all)."""
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
 
 
 class Backend(Protocol):

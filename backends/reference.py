@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.utils.dlpack
 
-from whet.backends.base import CompiledModule, Progress, Report, silent
+from whet.backends.base import CompiledModule, Report
 from whet.backends.manifest import make_manifest, state_weights, to_raw
 from whet.ir.graph import Graph
 from whet.ir.interpreter import Interpreter
 from whet.ir.printer import graph_tensors
 from whet.ir.target import Target
+from whet.passes.base import Progress, silent
 from whet.runtime.library import tvm_ffi
 from whet.runtime.session import Program
 

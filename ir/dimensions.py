@@ -124,14 +124,16 @@ def bound_symbols(dims: Iterable[Dim]) -> set[str]:
 
 
 def substitute(value: Any, bindings: Mapping[str, int]) -> Any:
-    """`value` with every symbol replaced by its number, through tuples; anything but a dimension is left as
-    it is.
+    """`value` with every symbol in `bindings` replaced by its number, through tuples; anything but a dimension is
+    left as it is.
     """
     if isinstance(value, tuple | list):
         return tuple(substitute(item, bindings) for item in value)
     if not isinstance(value, sympy.Expr):
         return value
-    result = value.subs({item: bindings[item.name] for item in value.free_symbols})
+    result = value.subs({item: bindings[item.name] for item in value.free_symbols if item.name in bindings})
+    if result.free_symbols:
+        return result
     return int(result) if result.is_integer else float(result)
 
 

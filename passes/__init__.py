@@ -13,6 +13,7 @@ if not __name__.startswith("whet."):
 if TYPE_CHECKING:
     from whet.passes import ops
     from whet.passes.base import Context, Pass, PassResult
+    from whet.passes.bind_dimensions import BindDimensions
     from whet.passes.canonicalize.canonicalize import Canonicalize
     from whet.passes.canonicalize.common_subexpressions import CommonSubexpressionElimination
     from whet.passes.canonicalize.constant_folding import ConstantFolding
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from whet.passes.fold_batch_norm import FoldBatchNorm
     from whet.passes.layout import AssignLayout
     from whet.passes.manager import PassManager
+    from whet.passes.materialize import MaterializeWeights
     from whet.passes.plugins import available, find
     from whet.passes.quantization.static import QuantizeStatic
     from whet.passes.rewrite import AnyOf, ApplyPatterns, MatchFailure, RewritePattern, Rewriter, Tracer
@@ -29,6 +31,7 @@ __all__ = [
     "AnyOf",
     "ApplyPatterns",
     "AssignLayout",
+    "BindDimensions",
     "Canonicalize",
     "CommonSubexpressionElimination",
     "ConstantFolding",
@@ -36,6 +39,7 @@ __all__ = [
     "DeadCodeElimination",
     "FoldBatchNorm",
     "MatchFailure",
+    "MaterializeWeights",
     "Pass",
     "PassManager",
     "PassResult",
@@ -50,11 +54,13 @@ __all__ = [
 
 CATALOGUE: Final[dict[str, str]] = {
     "AssignLayout": "whet.passes.layout",
+    "BindDimensions": "whet.passes.bind_dimensions",
     "Canonicalize": "whet.passes.canonicalize.canonicalize",
     "CommonSubexpressionElimination": "whet.passes.canonicalize.common_subexpressions",
     "ConstantFolding": "whet.passes.canonicalize.constant_folding",
     "DeadCodeElimination": "whet.passes.canonicalize.dead_code",
     "FoldBatchNorm": "whet.passes.fold_batch_norm",
+    "MaterializeWeights": "whet.passes.materialize",
     "QuantizeStatic": "whet.passes.quantization.static",
 }
 """Whet's own passes: name -> module. Those of other packages come by entry point (plugins.py)."""

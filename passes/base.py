@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from whet.ir.target import Target
     from whet.passes.rewrite.tracer import Tracer
 
+Evaluate = Callable[[Callable[..., Any]], float | Mapping[str, float]]
+"""Model -> quality. The model takes and gives torch tensors, as the model that was imported does."""
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all)."""
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+
 
 @dataclass
 class Context:
@@ -23,18 +33,23 @@ class Context:
 
     Attributes:
         target: the device to optimize for.
-        calibration: batches of model inputs to observe value ranges on; see `whet.passes.data.Batches`.
-        train: trains a differentiable callable over the graph's inputs (recovery); given by the user.
-        evaluate: a quality score of such a callable, higher is better; given by the user.
+        calibration: batches of model inputs to observe values on; see `whet.passes.data.Batches`.
+        train: batches of model inputs and labels to train with; see `whet.passes.data.TrainingBatches`.
+        evaluate: callable model -> quality, a number where larger is better or a dict of them; see
+            `whet.passes.evaluation`.
+        objective: the name of the entry of that dict that counts.
         tracer: collects why patterns declined.
+        progress: told (what is being done, steps done, steps in all).
         seed: of every random choice that a pass takes.
     """
 
     target: Target | None = None
     calibration: Source | None = None
-    train: Callable[..., Any] | None = None
-    evaluate: Callable[..., float] | None = None
+    train: Source | None = None
+    evaluate: Evaluate | None = None
+    objective: str | None = None
     tracer: Tracer | None = None
+    progress: Progress = silent
     seed: int = 0
 
 

@@ -13,6 +13,9 @@ from whet.passes.rewrite.pattern import MatchFailure
 LAYERS: Final = ("linear", "conv", "conv_transpose")
 """Operations (x, weight, bias?) that mix channels by a weight."""
 
+STORED_FORMS: Final = {"masked": 0, "lookup": 1, "dequantize": 0}
+"""Operations that make a weight of its stored form -> the operand that has an element for each of the weight's."""
+
 
 def float64(value: Value) -> torch.Tensor:
     """A constant's tensor in float64. Raises MatchFailure for a value that is no constant."""
@@ -101,10 +104,31 @@ def per_channel(value: Value, rank: int, dim: int, size: int) -> torch.Tensor:
     return tensor.reshape(-1).expand(size)
 
 
+def evaluate_weight(value: Value) -> torch.Tensor | None:
+    """The tensor that a weight stands for: a constant, or masked, shared or quantized constants; None for all else."""
+    operation = value.producer
+    if operation is None:
+        return None
+    if operation.name == "constant":
+        return value.constant
+    if operation.name not in STORED_FORMS:
+        return None
+    operands = [None if operand is None else evaluate_weight(operand) for operand in operation.operands]
+    if any(tensor is None and value is not None for tensor, value in zip(operands, operation.operands, strict=True)):
+        return None
+    with torch.no_grad():
+        tensor: torch.Tensor = operation.definition.evaluate(*operands, **operation.attributes)
+    return tensor
+
+
 def key_of(value: Value) -> str:
-    """The name of a constant in the weights file, "" where it has none."""
-    assert value.producer is not None
-    key: str = value.producer.attributes["key"]
+    """The name of a weight in the weights file, "" where it has none; in a stored form that of what is stored."""
+    operation = value.producer
+    assert operation is not None
+    while operation.name in STORED_FORMS:
+        operation = operation.operand(STORED_FORMS[operation.name]).producer
+        assert operation is not None
+    key: str = operation.attributes["key"]
     return key
 
 

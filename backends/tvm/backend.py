@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from whet.backends.base import CompiledModule, KernelInfo, Progress, Report, silent
+from whet.backends.base import CompiledModule, KernelInfo, Report
 from whet.backends.manifest import make_manifest, state_weights, to_raw
 from whet.backends.tvm.cuda import schedule_cuda
 from whet.backends.tvm.emit import EmittedModule, Schedule, emit
@@ -24,6 +24,7 @@ from whet.backends.tvm.targets import tvm_target
 from whet.errors import BackendError, TargetError
 from whet.ir.graph import Graph
 from whet.ir.target import Target
+from whet.passes.base import Progress, silent
 from whet.runtime.device_code import accept_device_code
 from whet.runtime.host import check_host
 from whet.runtime.session import Program

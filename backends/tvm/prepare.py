@@ -11,8 +11,16 @@ from whet.passes.fold_batch_norm import FoldBatchNorm
 from whet.passes.layout import AssignLayout
 from whet.passes.legalize import DecomposeAttention
 from whet.passes.manager import PassManager
+from whet.passes.materialize import MaterializeWeights
 
-PREPARATION = (FoldBatchNorm(), DecomposeAttention(), Canonicalize(), AssignLayout(CHANNELS_LAST), Canonicalize())
+PREPARATION = (
+    MaterializeWeights(),
+    FoldBatchNorm(),
+    DecomposeAttention(),
+    Canonicalize(),
+    AssignLayout(CHANNELS_LAST),
+    Canonicalize(),
+)
 
 
 def prepare(graph: Graph, target: Target) -> Graph:

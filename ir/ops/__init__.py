@@ -21,6 +21,7 @@ from whet.ir.ops import (
     shape,
     sorting,
     source,
+    weights,
 )
 
 
@@ -49,6 +50,7 @@ CATALOGUE = _catalogue(
         quantized,
         recurrent,
         resize,
+        weights,
     )
 )
 

@@ -42,19 +42,14 @@ def observe_ranges(graph: Graph, values: Iterable[Value], source: Source | None)
             if value in ranges:
                 ranges[value].update(tensor)
 
-    if source is None:
-        raise PassError("static quantization needs data: whet.optimize(..., calibration=[(input, ...), ...])")
+    batches = Batches(source, graph)
     interpreter = Interpreter(graph, hook=hook)
-    count = 0
     with torch.no_grad():
-        for batch in Batches(source, graph):
-            count += 1
+        for batch in batches:
             interpreter(*batch)
             for value, tensor in zip(graph.inputs, batch, strict=True):
                 if value in ranges:
                     ranges[value].update(tensor)
-    if count == 0:
-        raise PassError("calibration data is empty: pass a list of input tuples, or a factory, not a spent generator")
     for value, found in ranges.items():
         if not found.seen:
             raise PassError(f"calibration never reached {value!r}")

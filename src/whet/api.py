@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from whet.backends.registry import find_backend
 from whet.frontend import import_model
 from whet.ir.graph import Graph
 from whet.ir.target import Target, get_target
-from whet.passes.base import Context
+from whet.passes.base import Context, Evaluate
+from whet.passes.data import Source
 from whet.passes.manager import PassManager
 from whet.passes.rewrite import Tracer
 from whet.progress import progress_bar
@@ -26,9 +27,11 @@ def optimize(
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     passes: Sequence[Any] = (),
-    calibration: Any = None,
-    train: Any = None,
-    evaluate: Callable[..., Any] | None = None,
+    calibration: Source | None = None,
+    train: Source | None = None,
+    evaluate: Evaluate | None = None,
+    objective: str | None = None,
+    seed: int = 0,
     backend: str = "tvm",
     dump: str | Path | None = None,
     tracer: Tracer | None = None,
@@ -43,9 +46,13 @@ def optimize(
         example_kwargs: inputs by keyword.
         dynamic_shapes: which dimensions stay symbolic, as in torch.export.
         passes: passes or rewrite patterns, applied in order. None of them: results change by rounding at most.
-        calibration: batches (tuples of inputs) for passes that observe activations; may be iterated again.
-        train: batches of inputs and labels for passes that train.
-        evaluate: callable model -> number where larger is better, or a dict of them.
+        calibration: batches (tuples of inputs) for passes that observe activations: a list, a DataLoader, or a
+            function without arguments that makes an iterable.
+        train: batches (*inputs, labels) for passes that train, likewise.
+        evaluate: model -> quality, a number where larger is better, or a dict of them; the model takes and gives
+            torch tensors.
+        objective: the name of the entry of that dict that counts.
+        seed: of every random choice that a pass takes.
         backend: "tvm", "reference" (the interpreter), or the name of an installed one.
         dump: a folder for the graph's text as imported and after each pass.
         tracer: a `whet.passes.Tracer` that collects why patterns did not match.
@@ -67,7 +74,16 @@ def optimize(
         )
         seconds["import"] = time.perf_counter() - start
         start = time.perf_counter()
-        context = Context(target=device, calibration=calibration, train=train, evaluate=evaluate, tracer=tracer)
+        context = Context(
+            target=device,
+            calibration=calibration,
+            train=train,
+            evaluate=evaluate,
+            objective=objective,
+            tracer=tracer,
+            progress=show,
+            seed=seed,
+        )
         result = PassManager(tuple(passes), dump=dump).run(graph, context)
         seconds["passes"] = time.perf_counter() - start
         compiled = chosen.compile(result.graph, device, show)
