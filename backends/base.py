@@ -16,6 +16,7 @@ from whet.passes.base import Progress, silent
 from whet.runtime.bundle import write_bundle
 from whet.runtime.manifest import Manifest
 from whet.runtime.session import LoadedModule, Program
+from whet.runtime.storage_report import StorageReport, storage_of
 
 
 class Backend(Protocol):
@@ -85,6 +86,10 @@ class CompiledModule(LoadedModule):
     def report(self) -> Report:
         """What was done, in numbers; prints as text."""
         return self._report
+
+    def storage(self) -> StorageReport:
+        """What each weight, and all of them, take in memory and in a bundle; prints as a table."""
+        return storage_of(self.weights)
 
     def with_passes(self, passes: Sequence[Any], seconds: dict[str, float]) -> None:
         """Add what happened before the backend to the report."""

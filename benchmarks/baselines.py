@@ -81,7 +81,7 @@ class _Training:
             {"params": [item for item in parameters if item.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.SGD(groups, recipe.rate, momentum=0.9, nesterov=True)
-        self.batches = splits.Shuffled(self.data.train, recipe.batch, recipe.augment, recipe.seed)
+        self.batches = splits.Shuffled(self.data.train, recipe.batch, recipe.augment)
         self.steps = len(self.batches)
         self.folder = data.cache_folder() / "training" / name
         self.epoch = 0
@@ -124,7 +124,7 @@ class _Training:
 
     def run_epoch(self, advance: Callable[[], None]) -> float:
         """One pass over the shuffled training set; the mean loss."""
-        self.batches.set_epoch(self.epoch)
+        torch.manual_seed(1_000_003 * self.recipe.seed + self.epoch)
         self.model.train()
         total = 0.0
         for step, (images, labels) in enumerate(self.batches):

@@ -70,14 +70,14 @@ def _split(data: Labelled, prepare: Callable[[Bytes], datasets.Floats]) -> Split
     )
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     """Shift each picture by up to `padding` pixels (zeros come in) and mirror half of them."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
-    top = torch.randint(0, 2 * padding + 1, (count, 1), generator=generator)
-    left = torch.randint(0, 2 * padding + 1, (count, 1), generator=generator)
+    top = torch.randint(0, 2 * padding + 1, (count, 1))
+    left = torch.randint(0, 2 * padding + 1, (count, 1))
     columns = torch.arange(width).expand(count, width)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5
+    mirrored = torch.rand((count, 1)) < 0.5
     columns = torch.where(mirrored, width - 1 - columns, columns) + left
     rows = torch.arange(height) + top
     picture = torch.arange(count)[:, None, None]
@@ -86,37 +86,27 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
 
 
 class Shuffled:
-    """Training batches in another order each epoch; `set_epoch` chooses it, so that a resumed run sees the same.
+    """Training batches in another order each epoch, drawn from torch's own generator, which who trains seeds.
 
     Args:
         part: what to draw from.
         size: of a batch; what is left over at the end of an epoch is not used.
         augment: whether to shift and mirror the pictures.
-        seed: of all orders.
     """
 
-    def __init__(self, part: Part, size: int = 128, augment: bool = False, seed: int = 0) -> None:
+    def __init__(self, part: Part, size: int = 128, augment: bool = False) -> None:
         self._part = part
         self._size = size
         self._augment = augment
-        self._seed = seed
-        self._epoch = 0
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self._part.labels) // self._size
 
-    def set_epoch(self, epoch: int) -> None:
-        """The order of the next iteration."""
-        self._epoch = epoch
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(pictures, labels) of each batch."""
-        generator = torch.Generator().manual_seed(1_000_003 * self._seed + self._epoch)
-        order = torch.randperm(len(self._part.labels), generator=generator)
+        order = torch.randperm(len(self._part.labels))
         for step in range(len(self)):
             chosen = order[step * self._size : (step + 1) * self._size]
             images = self._part.images[chosen]
-            if self._augment:
-                images = crop_and_flip(images, generator)
-            yield images, self._part.labels[chosen]
+            yield crop_and_flip(images) if self._augment else images, self._part.labels[chosen]

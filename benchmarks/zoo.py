@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +55,9 @@ class Options:
 class Runner:
     """Runs checks in subprocesses, and can end those that are still running."""
 
+    result_type: type[CheckResult] = CheckResult
+    """What a check writes as JSON."""
+
     def __init__(self, options: Options, scratch: Path) -> None:
         self._options = options
         self._scratch = scratch
@@ -62,7 +65,7 @@ class Runner:
 
     def run(self, case: ModelCase) -> CheckResult:
         """Check one model in a new process; a crash or a timeout becomes the reason of its failure."""
-        result = CheckResult(case.name, case.source)
+        result = self.result_type(case.name, case.source)
         if self._stopping:
             result.reason = "not started"
             return result
@@ -84,7 +87,7 @@ class Runner:
         if not answer.exists():
             result.reason = f"the process ended with status {process.returncode}: {_last_line(log)}"
             return result
-        return CheckResult(**json.loads(answer.read_text("utf-8")))
+        return self.result_type(**json.loads(answer.read_text("utf-8")))
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
@@ -190,13 +193,15 @@ def print_totals(results: Sequence[CheckResult], console: Console) -> None:
     console.print(table)
 
 
-def choose(names: str | None, sources: str | None) -> list[ModelCase]:
+def choose(
+    names: str | None, sources: str | None, among: Callable[[], Mapping[str, ModelCase]] = all_cases
+) -> list[ModelCase]:
     """The cases with these comma-separated names and of these sources; all of them where neither is given.
 
     Raises:
         SystemExit: a name or a source does not exist.
     """
-    cases = all_cases()
+    cases = among()
     wanted = names.split(",") if names else list(cases)
     unknown = [name for name in wanted if name not in cases]
     if unknown:

@@ -1,7 +1,7 @@
 """What an operation is: one class with its operands, attributes, types, meaning, axes and cost.
 
 The signature of `infer` IS the declaration: positional parameters are operands (`| None` makes one optional,
-`*xs` takes any number), keyword-only parameters are attributes.
+with a default or without, `*xs` takes any number), keyword-only parameters are attributes.
 
     class Linear(OpDefinition):
         name = "linear"
@@ -13,10 +13,10 @@ The signature of `infer` IS the declaration: positional parameters are operands 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from whet.ir.dimensions import Dim, product, same_dim
 from whet.ir.types import TensorType
@@ -86,6 +86,10 @@ class Tie:
     right_map: IndexMap = IDENTITY
 
 
+Kept = Mapping[Axis, tuple[int, ...]]
+"""The indices that are left, in order, of the dimensions of one operation that shrink; all others stay whole."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One declared operand or attribute."""
@@ -129,6 +133,8 @@ class OpDefinition:
     name: str
     infer: Callable[..., Any]
     """(*operand types, **attributes) -> result type, or a tuple of them. Raises InferError."""
+    independent: ClassVar[bool] = False
+    """Whether any index of any result may go alone: so where nothing is computed from other values."""
     evaluate: Callable[..., Any]
     """(*operand tensors, **attributes) -> result tensor, or a tuple; differentiable where the maths is."""
 
@@ -141,13 +147,15 @@ class OpDefinition:
             elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 attributes.append(Parameter(parameter.name, default=parameter.default))
             else:
-                operands.append(Parameter(parameter.name, optional=parameter.default is None))
+                operands.append(Parameter(parameter.name, optional=_is_optional(parameter)))
         return Signature(tuple(operands), variadic, tuple(attributes))
 
     def result_types(self, operands: Sequence[TensorType | None], attributes: dict[str, Any]) -> tuple[TensorType, ...]:
         """The types `infer` gives, always as a tuple. Raises InferError."""
         signature = self.signature
-        required = sum(not parameter.optional for parameter in signature.operands)
+        required = max(
+            (place for place, item in enumerate(signature.operands, start=1) if not item.optional), default=0
+        )
         if len(operands) < required or (signature.variadic is None and len(operands) > len(signature.operands)):
             raise InferError(f"{self.name} takes {self.describe()}, got {len(operands)} operand(s)")
         for parameter, operand in zip(signature.operands, operands, strict=False):
@@ -170,12 +178,24 @@ class OpDefinition:
         """How dimensions of operands and results belong together. Default: not at all."""
         return []
 
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        """The attributes that the operation has once some dimensions have lost indices, after the rule of `Tie`.
+
+        `operation` is still as it was. What `infer` makes of the smaller operands and these attributes must have the
+        sizes of `kept`. Default: the attributes as they are.
+        """
+        return dict(operation.attributes)
+
     def cost(self, operation: Operation) -> Cost:
         """FLOPs and bytes moved. Default: one operation an output element, every operand read once."""
         return Cost(product([1]) if not operation.results else operation.results[0].type.numel, moved_bytes(operation))
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def _is_optional(parameter: inspect.Parameter) -> bool:
+    return parameter.default is None or str(parameter.annotation).endswith("| None")
 
 
 def moved_bytes(operation: Operation) -> Dim:
@@ -193,6 +213,16 @@ def block_ties(left: Axis, right: Axis, block: int, size: int) -> list[Tie]:
         return [Tie(left, right)]
     by_block, within = IndexMap(divide=block), IndexMap(modulo=block)
     return [Tie(left, right, by_block, by_block), Tie(left, right, within, within)]
+
+
+def kept_shape(shape: tuple[Dim, ...], kept: Kept, slot: int = -1) -> tuple[Dim, ...]:
+    """The shape of an operand or result with its shrunken dimensions as they become."""
+    return tuple(len(kept[Axis(slot, dim)]) if Axis(slot, dim) in kept else size for dim, size in enumerate(shape))
+
+
+def kept_blocks(kept: Kept, axis: Axis, block: int, blocks: int) -> int:
+    """How many of `blocks` blocks of `block` indices of an axis still have any."""
+    return len({index // block for index in kept[axis]}) if axis in kept else blocks
 
 
 def require_float(**operands: TensorType | None) -> None:

@@ -5,6 +5,7 @@ integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.ir.types import DType, TensorType
 
 Hook = Callable[[Operation, tuple[torch.Tensor, ...]], None]
+
+Evaluator = Callable[..., Any]
+"""(operation, *operands, **attributes) -> result, or a tuple: another way to compute an operation."""
 
 
 class Interpreter:
@@ -27,16 +31,22 @@ class Interpreter:
         graph: what to run.
         overrides: tensors to use in place of constants, by value name (training replaces weights this way).
         hook: called after every operation with its results (calibration, numeric diffs).
+        evaluators: by operation name, what computes it in place of its `evaluate` (training's batch norm).
 
     Raises InputError for an override that is no constant of the graph.
     """
 
     def __init__(
-        self, graph: Graph, overrides: Mapping[str, torch.Tensor] | None = None, hook: Hook | None = None
+        self,
+        graph: Graph,
+        overrides: Mapping[str, torch.Tensor] | None = None,
+        hook: Hook | None = None,
+        evaluators: Mapping[str, Evaluator] | None = None,
     ) -> None:
         self.graph = graph
         self.overrides = dict(overrides or {})
         self.hook = hook
+        self.evaluators = dict(evaluators or {})
         unknown = set(self.overrides) - {value.name for value in graph.constants}
         if unknown:
             raise InputError(f"override(s) {sorted(unknown)} are no constants of the graph")
@@ -70,8 +80,10 @@ class Interpreter:
             return (operation.attributes["tensor"] if override is None else override,)
         operands = [None if value is None else environment[value] for value in operation.operands]
         attributes = {key: substitute(value, bindings) for key, value in operation.attributes.items()}
+        evaluator = self.evaluators.get(operation.name)
+        evaluate = operation.definition.evaluate if evaluator is None else partial(evaluator, operation)
         try:
-            result = operation.definition.evaluate(*operands, **attributes)
+            result = evaluate(*operands, **attributes)
         except Exception as error:
             error.add_note(f"in {operation!r} at {operation.location}")
             raise

@@ -41,6 +41,7 @@ class Context:
         tracer: collects why patterns declined.
         progress: told (what is being done, steps done, steps in all).
         seed: of every random choice that a pass takes.
+        original: the graph before the first pass, which `PassManager.run` fills in: distillation's teacher.
     """
 
     target: Target | None = None
@@ -51,6 +52,7 @@ class Context:
     tracer: Tracer | None = None
     progress: Progress = silent
     seed: int = 0
+    original: Graph | None = None
 
 
 @dataclass(frozen=True)

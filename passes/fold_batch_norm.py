@@ -11,7 +11,16 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.passes import ops
 from whet.passes.base import Context, Pass, PassResult
 from whet.passes.rewrite import AnyOf, MatchFailure, Node, RewritePattern, Rewriter, apply_patterns
-from whet.passes.weights import LAYERS, bias_key, float64, key_of, output_dim, rounded, scale_outputs
+from whet.passes.weights import (
+    LAYERS,
+    STORED_FORMS,
+    bias_key,
+    float64,
+    key_of,
+    output_dim,
+    rounded,
+    scale_outputs,
+)
 
 
 @dataclass(frozen=True)
@@ -19,8 +28,8 @@ class FoldBatchNorm(Pass):
     """batch_norm(conv(x, w, b)) -> conv(x, w · s, (b - mean) · s + bias), s = weight / √(variance + epsilon).
 
     For conv, conv_transpose and linear with constant weights and statistics, computed in float64 and rounded
-    once (Jacob et al., CVPR 2018, section 3.2). With `expand`, a batch norm that has no such layer before it
-    becomes x · s + t with constants.
+    once (Jacob et al., CVPR 2018, section 3.2); masked(w, m) becomes masked(w · s, m). With `expand`, a batch
+    norm that has no such layer before it becomes x · s + t with constants.
     """
 
     expand: bool = True
@@ -74,19 +83,33 @@ class BatchNormIntoLayer(RewritePattern):
         norm = rewriter.root
         layer = norm.operand(0).producer
         assert layer is not None
-        if w.constant is None or (b is not None and b.constant is None):
-            raise MatchFailure(f"weight and bias of the {layer.name} must be constants", w, b)
+        stored, mask = _stored_weight(layer, w, b)
         if norm.attributes["axis"] != output_dim(layer):
             raise MatchFailure(f"normalizes dimension {norm.attributes['axis']}, not the channels", norm.operand(0))
         scale, shift = scale_and_shift(norm)
         folded = shift if b is None else float64(b) * scale + shift
+        scaled = rewriter.constant(rounded(scale_outputs(layer, float64(stored), scale), w), key_of(w))
         result: Value = getattr(rewriter, layer.name)(
             x,
-            rewriter.constant(rounded(scale_outputs(layer, float64(w), scale), w), key_of(w)),
+            scaled if mask is None else rewriter.masked(scaled, mask),
             rewriter.constant(rounded(folded, w), key_of(b) if b is not None else bias_key(w)),
             **layer.attributes,
         )
         return result
+
+
+def _stored_weight(layer: Operation, weight: Value, bias: Value | None) -> tuple[Value, Value | None]:
+    """The constant that a weight is stored as, and its mask: masked(w, m) · s = masked(w · s, m).
+
+    Raises MatchFailure for what is computed, and for stored forms that cannot be scaled by channel.
+    """
+    form = weight.producer
+    if form is None or form.name not in ("constant", *STORED_FORMS) or (bias is not None and bias.constant is None):
+        raise MatchFailure(f"weight and bias of the {layer.name} must be constants", weight, bias)
+    stored, mask = (form.operand(0), form.operand(1)) if form.name == "masked" else (weight, None)
+    if stored.constant is None:
+        raise MatchFailure("the weight is stored as integers or shared values: fold batch norms before", weight)
+    return stored, mask
 
 
 class ExpandBatchNorm(RewritePattern):

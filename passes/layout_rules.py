@@ -69,6 +69,12 @@ def _axis(key: str) -> Rule:
     return rule
 
 
+def _quantized(operation: Operation, order: Order) -> Stored | None:
+    """Parameters that broadcast lie in the order of their dimensions; x must too."""
+    spread = any(value is not None and value.type.rank > 1 for value in operation.operands[1:])
+    return None if spread and order != identity(len(order)) else _axis("axis")(operation, order)
+
+
 def _each(*keys: str) -> Rule:
     """One entry a dimension in attributes `keys`."""
 
@@ -160,9 +166,9 @@ def _reshape(operation: Operation, order: Order) -> Stored | None:
 
 RULES: Final[dict[str, Rule]] = {
     **{name: _axis("axis") for name in ("softmax", "log_softmax", "batch_norm", "concat")},
-    **{name: _axis("axis") for name in ("quantize", "dequantize", "requantize")},
+    **dict.fromkeys(("quantize", "dequantize", "requantize"), _quantized),
     **{name: _axis("dim") for name in ("cumsum", "cumprod")},
-    **dict.fromkeys(("sum", "mean", "prod", "amax", "amin", "any", "all", "var"), _reduction),
+    **dict.fromkeys(("sum", "sum_integer", "mean", "prod", "amax", "amin", "any", "all", "var"), _reduction),
     **dict.fromkeys(("argmax", "argmin"), _arg_reduction),
     **dict.fromkeys(("layer_norm", "rms_norm"), _trailing),
     "broadcast_to": _broadcast_to,

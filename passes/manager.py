@@ -64,6 +64,7 @@ class PassManager:
         where one leaves a malformed graph.
         """
         context = context or Context()
+        context = dataclasses.replace(context, original=context.original or graph)
         if self.verify:
             verify(graph)
         self._dump("00-input", graph)

@@ -13,7 +13,7 @@ from whet.passes.rewrite.pattern import MatchFailure
 LAYERS: Final = ("linear", "conv", "conv_transpose")
 """Operations (x, weight, bias?) that mix channels by a weight."""
 
-STORED_FORMS: Final = {"masked": 0, "lookup": 1, "dequantize": 0}
+STORED_FORMS: Final = {"masked": 0, "lookup": 1, "dequantize": 0, "dequantize_blocks": 0}
 """Operations that make a weight of its stored form -> the operand that has an element for each of the weight's."""
 
 
@@ -119,6 +119,16 @@ def evaluate_weight(value: Value) -> torch.Tensor | None:
     with torch.no_grad():
         tensor: torch.Tensor = operation.definition.evaluate(*operands, **operation.attributes)
     return tensor
+
+
+def is_quantized(value: Value) -> bool:
+    """Whether a weight is stored as integers with scales."""
+    operation = value.producer
+    while operation is not None and operation.name in STORED_FORMS:
+        if operation.name.startswith("dequantize"):
+            return True
+        operation = operation.operand(STORED_FORMS[operation.name]).producer
+    return False
 
 
 def key_of(value: Value) -> str:

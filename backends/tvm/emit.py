@@ -13,6 +13,7 @@ from tvm import relax, te, tirx
 from whet.backends.tvm.dtypes import TVM_DTYPES
 from whet.backends.tvm.lowering import LOWERINGS_BY_KIND
 from whet.backends.tvm.lowering.context import LoweringContext, Packing, lower_dim
+from whet.backends.tvm.lowering.stored import UNPACKING, read_in_kernels
 from whet.backends.tvm.regions import Region, form_regions
 from whet.errors import BackendError
 from whet.ir.dimensions import dim_symbols
@@ -75,7 +76,8 @@ class _Emitter:
         self.described: list[Kernel] = []
 
     def run(self) -> EmittedModule:
-        regions = form_regions(self.graph)
+        readers, returned = UNPACKING[self.target.kind], set(self.graph.returns)
+        regions = form_regions(self.graph, lambda operation: read_in_kernels(operation, readers, returned))
         lowered = {region: self._lower(region) for region in regions if not region.is_view}
         parameters = [self._parameter(value) for value in self.graph.arguments]
         parameters += self._weight_parameters(regions, lowered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from whet.backends.tvm.split_dequantize import SplitDequantize
 from whet.ir.graph import Graph
 from whet.ir.ops.contraction import CHANNELS_LAST
 from whet.ir.target import Target
@@ -12,14 +13,19 @@ from whet.passes.layout import AssignLayout
 from whet.passes.legalize import DecomposeAttention
 from whet.passes.manager import PassManager
 from whet.passes.materialize import MaterializeWeights
+from whet.passes.quantization.expand_fake import ExpandFakeQuantize
+from whet.passes.recurrent_projection import HoistRecurrentProjections
 
 PREPARATION = (
+    ExpandFakeQuantize(),
     MaterializeWeights(),
     FoldBatchNorm(),
     DecomposeAttention(),
+    HoistRecurrentProjections(),
     Canonicalize(),
     AssignLayout(CHANNELS_LAST),
     Canonicalize(),
+    SplitDequantize(),
 )
 
 

@@ -7,7 +7,7 @@ the order of regions stays right without looking any further.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -16,6 +16,7 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.ir.ops.elementwise import Elementwise
 from whet.ir.ops.quantized import Dequantize, Quantize, Requantize
 from whet.ir.ops.shape import Movement, Reshape
+from whet.ir.ops.weights import DequantizeBlocks
 from whet.ir.types import DType, TensorType
 
 
@@ -37,7 +38,7 @@ def kind_of(operation: Operation) -> Kind:
     definition = operation.definition
     if isinstance(definition, Reshape):
         return Kind.VIEW
-    if isinstance(definition, (Elementwise, Quantize, Dequantize, Requantize)):
+    if isinstance(definition, (Elementwise, Quantize, Dequantize, DequantizeBlocks, Requantize)):
         return Kind.ELEMENTWISE
     if isinstance(definition, Movement) and definition.name in _INLINED_MOVEMENTS:
         return Kind.MOVEMENT
@@ -99,13 +100,13 @@ class Region:
         return len(self.operations) == 1 and kind_of(self.operations[0]) is Kind.VIEW
 
 
-def form_regions(graph: Graph) -> list[Region]:
-    """Every operation but the constants, in regions, in an order in which they can run."""
+def form_regions(graph: Graph, skip: Callable[[Operation], bool] = lambda _: False) -> list[Region]:
+    """Every operation but the constants and those to `skip`, in regions, in an order in which they can run."""
     returned = set(graph.returns)
     owner: dict[Value, Region] = {}
     regions: dict[Region, None] = {}
     for operation in graph.operations:
-        if operation.name == "constant":
+        if operation.name == "constant" or skip(operation):
             continue
         merged = _joined(operation, owner, returned)
         region = Region(

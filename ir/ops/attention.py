@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from whet.ir.definition import (
     Axis,
     Cost,
     IndexMap,
+    Kept,
     OpDefinition,
     Tie,
     block_ties,
@@ -155,6 +157,14 @@ class Attention(OpDefinition):
         if mask.rank and same_dim(mask.shape[-1], key.shape[-2]):
             ties.append(Tie(Axis(3, mask.rank - 1), Axis(1, rank - 2)))
         return ties
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        """The scale stays that of the whole embedding dimension: what is left of q kᵀ keeps its meaning."""
+        rank, scale = operation.result.type.rank, operation.attributes["scale"]
+        size = operation.operand(0).type.shape[-1]
+        if scale is None and Axis(0, rank - 1) in kept:
+            scale = 1.0 / math.sqrt(size)
+        return {**operation.attributes, "scale": scale}
 
     def cost(self, operation: Operation) -> Cost:
         query, key, value = (operation.operand(index).type for index in range(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from whet.ir.definition import (
     Axis,
     Cost,
     IndexMap,
+    Kept,
     OpDefinition,
     Tie,
     block_ties,
     broadcast_shapes,
+    kept_blocks,
     moved_bytes,
     require,
     require_same_dtype,
@@ -160,6 +163,9 @@ class Conv(OpDefinition):
     def axes(self, operation: Operation) -> list[Tie]:
         return conv_ties(operation)
 
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        return resized_groups(operation, kept)
+
     def cost(self, operation: Operation) -> Cost:
         return conv_cost(operation)
 
@@ -262,13 +268,24 @@ def convolve(
     layout: str,
 ) -> Tensor:
     """Convolution by torch, with asymmetric padding and either layout."""
-    x = to_channels_first(x, layout)
+    x, weight = _with_channels(to_channels_first(x, layout), weight, groups, 1)
     convolution = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
     if all(low == high for low, high in padding):
         y = convolution(x, weight, bias, stride, tuple(low for low, _ in padding), dilation, groups)
     else:
         y = convolution(pad_spatial(x, padding), weight, bias, stride, 0, dilation, groups)
     return from_channels_first(y, layout)
+
+
+def _with_channels(x: Tensor, weight: Tensor, groups: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Operands without input channels (dimension `dim` of the weight) with one of zeros a group, of which torch makes
+    the empty sum.
+    """
+    if weight.shape[dim] or x.shape[1]:
+        return x, weight
+    shape = list(weight.shape)
+    shape[dim] = groups if dim == 0 else 1
+    return x.new_zeros((x.shape[0], groups, *x.shape[2:])), weight.new_zeros(shape)
 
 
 def conv_ties(operation: Operation) -> list[Tie]:
@@ -290,6 +307,16 @@ def conv_ties(operation: Operation) -> list[Tie]:
     if inner > 1:
         ties.append(Tie(Axis(0, channel), Axis(1, 1), IndexMap(modulo=inner)))
     return ties
+
+
+def resized_groups(operation: Operation, kept: Kept) -> dict[str, Any]:
+    """The attributes of a convolution with as many groups as still have channels."""
+    x, groups = operation.operand(0).type, operation.attributes["groups"]
+    channel = channel_dim(x.rank, operation.attributes["layout"])
+    if groups == 1:
+        return dict(operation.attributes)
+    block = int(x.shape[channel]) // groups
+    return {**operation.attributes, "groups": kept_blocks(kept, Axis(0, channel), block, groups)}
 
 
 def conv_cost(operation: Operation) -> Cost:
@@ -364,8 +391,9 @@ class ConvTranspose(OpDefinition):
         layout: str = CHANNELS_FIRST,
     ) -> Tensor:
         convolution = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
+        x, weight = _with_channels(to_channels_first(x, layout), weight, groups, 0)
         y = convolution(
-            to_channels_first(x, layout),
+            x,
             weight,
             bias,
             stride,
@@ -393,6 +421,9 @@ class ConvTranspose(OpDefinition):
         if outer > 1:
             ties.append(Tie(Axis(1, 1), result, right_map=IndexMap(modulo=outer)))
         return ties
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        return resized_groups(operation, kept)
 
     def cost(self, operation: Operation) -> Cost:
         weight = operation.operand(1).type

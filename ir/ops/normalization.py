@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from torch.nn import functional as F
 from whet.ir.definition import (
     Axis,
     Cost,
+    Kept,
     OpDefinition,
     Tie,
     block_ties,
+    kept_blocks,
     moved_bytes,
     require,
     require_float,
@@ -229,6 +232,14 @@ class GroupNorm(Normalization):
         block = int(size) // operation.attributes["groups"] if isinstance(size, int) else 1
         ties = same_rank_ties(operation, excluded=frozenset((channel,)))
         return [*ties, *(tie for axis in axes for tie in block_ties(axis, result, block, int(size)))]
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        """Whole groups have gone, or as many channels of each."""
+        x, groups = operation.operand(0).type, operation.attributes["groups"]
+        channel = 1 if operation.attributes["layout"] == CHANNELS_FIRST else x.rank - 1
+        size = x.shape[channel]
+        left = kept_blocks(kept, Axis(0, channel), int(size) // groups, groups) if isinstance(size, int) else groups
+        return {**operation.attributes, "groups": left}
 
 
 class Softmax(Normalization):

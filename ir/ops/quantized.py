@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from whet.ir.definition import (
     Axis,
     Cost,
+    Kept,
     OpDefinition,
     Tie,
     moved_bytes,
@@ -22,18 +25,23 @@ from whet.ir.ops.contraction import (
     conv_shape,
     conv_ties,
     convolve,
+    from_channels_first,
     linear_shape,
     linear_ties,
     matmul_shape,
     matmul_ties,
+    resized_groups,
+    to_channels_first,
 )
+from whet.ir.ops.pooling import Pooling, pooled_shape, windows
+from whet.ir.ops.reduction import reduced_shape, reduction_ties
 from whet.ir.types import DType, TensorType
 
 INTEGER_OPERANDS = (DType.I8, DType.U8, DType.I4)
 
 
 def along(parameter: Tensor, rank: int, axis: int | None) -> Tensor:
-    """A scale or zero point shaped to broadcast: per tensor (no axis) or per index of `axis`."""
+    """A scale or zero point shaped to broadcast: as it is (no axis), or per index of `axis`."""
     if axis is None or parameter.dim() == 0:
         return parameter
     shape = [1] * rank
@@ -48,19 +56,30 @@ def saturate(rounded: Tensor, dtype: DType) -> Tensor:
 
 
 def require_parameters(x: TensorType, axis: int | None, **parameters: TensorType) -> None:
-    """Guard: scales and zero points are scalars, or have a number for each index of `axis`."""
+    """Guard: scales and zero points are scalars, or have a number for each index of `axis`, or (without an axis)
+    the rank of x and its size, or 1, in every dimension.
+    """
     require(axis is None or 0 <= axis < x.rank, f"axis {axis} is outside of {x}")
     for name, parameter in parameters.items():
         per_tensor = parameter.rank == 0
         per_axis = axis is not None and parameter.rank == 1 and same_dim(parameter.shape[0], x.shape[axis])
         require(
-            per_tensor or per_axis,
-            f"{name} {parameter} is neither a scalar nor one number an index of axis {axis}",
+            per_tensor or per_axis or (axis is None and _spans(parameter, x)),
+            f"{name} {parameter} is neither a scalar nor one number an index of axis {axis}, nor broadcasts to {x}",
         )
 
 
+def _spans(parameter: TensorType, x: TensorType) -> bool:
+    sizes = zip(parameter.shape, x.shape, strict=False)
+    return parameter.rank == x.rank and all(same_dim(size, 1) or same_dim(size, full) for size, full in sizes)
+
+
 class Quantize(OpDefinition):
-    """sat(rne(x · f32(1 / scale)) + zero_point), per tensor or along `axis`."""
+    """sat(rne(x · f32(1 / scale)) + zero_point), per tensor or along `axis`.
+
+    Scale and zero point may be computed in the graph, and may have the rank of x with 1 in some dimensions: a number
+    for each token, say.
+    """
 
     name = "quantize"
 
@@ -155,8 +174,13 @@ def _parameter_ties(operation: Operation) -> list[Tie]:
     axis = operation.attributes["axis"]
     ties = same_rank_ties(operation)
     for slot, operand in enumerate(operation.operands):
-        if slot and operand is not None and operand.type.rank == 1 and axis is not None:
+        if not slot or operand is None or not operand.type.rank:
+            continue
+        if axis is not None:
             ties.append(Tie(Axis(slot, 0), Axis(-1, axis)))
+        else:
+            sizes = enumerate(operand.type.shape)
+            ties += [Tie(Axis(slot, dim), Axis(-1, dim)) for dim, size in sizes if not same_dim(size, 1)]
     return ties
 
 
@@ -203,6 +227,9 @@ class ConvInteger(OpDefinition):
     def axes(self, operation: Operation) -> list[Tie]:
         return conv_ties(operation)
 
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        return resized_groups(operation, kept)
+
     def cost(self, operation: Operation) -> Cost:
         return conv_cost(operation)
 
@@ -248,6 +275,62 @@ class MatmulInteger(OpDefinition):
         return Cost(2 * operation.result.type.numel * operation.operand(0).type.shape[-1], moved_bytes(operation))
 
 
+class SumInteger(OpDefinition):
+    """i32 Σ (x - x_zero_point) over `dims`, which stay as 1 where `keepdims`: a mean, before its division."""
+
+    name = "sum_integer"
+
+    def infer(
+        self, x: TensorType, *, dims: tuple[int, ...], keepdims: bool = False, x_zero_point: int = 0
+    ) -> TensorType:
+        require(x.dtype in INTEGER_OPERANDS, f"sums 8-bit codes, got {x}")
+        require(len(dims) > 0, "needs a dimension to sum over")
+        return TensorType(reduced_shape(x, dims, keepdims), DType.I32)
+
+    def evaluate(self, x: Tensor, *, dims: tuple[int, ...], keepdims: bool = False, x_zero_point: int = 0) -> Tensor:
+        return (x.to(torch.int32) - x_zero_point).sum(dims, keepdims, dtype=torch.int32)
+
+    def axes(self, operation: Operation) -> list[Tie]:
+        return reduction_ties(operation, operation.attributes["dims"], operation.attributes["keepdims"])
+
+    def cost(self, operation: Operation) -> Cost:
+        return Cost(operation.operand(0).type.numel, moved_bytes(operation))
+
+
+class SumPoolInteger(Pooling):
+    """i32 Σ (x - x_zero_point) over each window: an average pool, before its division. Padding adds nothing."""
+
+    name = "sum_pool_integer"
+
+    def infer(
+        self,
+        x: TensorType,
+        *,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[tuple[int, int], ...],
+        x_zero_point: int = 0,
+        layout: str = CHANNELS_FIRST,
+    ) -> TensorType:
+        require(x.dtype in INTEGER_OPERANDS, f"sums 8-bit codes, got {x}")
+        shape = pooled_shape(x, kernel, stride, padding, (1,) * len(kernel), False, layout)
+        return TensorType(shape, DType.I32)
+
+    def evaluate(
+        self,
+        x: Tensor,
+        *,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[tuple[int, int], ...],
+        x_zero_point: int = 0,
+        layout: str = CHANNELS_FIRST,
+    ) -> Tensor:
+        centered = to_channels_first(x, layout).to(torch.int32) - x_zero_point
+        taps = windows(centered, kernel, stride, padding, (1,) * len(kernel), False, 0)
+        return from_channels_first(taps.sum(-1, dtype=torch.int32), layout)
+
+
 def require_integer_operands(x: TensorType, weight: TensorType, bias: TensorType | None) -> None:
     """Guard: 8-bit (or 4-bit) operands, and an i32 bias."""
     require(
@@ -269,4 +352,6 @@ DEFINITIONS: tuple[OpDefinition, ...] = (
     ConvInteger(),
     LinearInteger(),
     MatmulInteger(),
+    SumInteger(),
+    SumPoolInteger(),
 )

@@ -1,4 +1,8 @@
-"""Recurrent layers: one layer in one direction each, over whole sequences [length, batch, features]."""
+"""Recurrent layers: one layer in one direction each, over whole sequences [length, batch, features].
+
+Without `weight`, x are the inputs multiplied already: [length, batch, gates · units], the blocks of the gates one after
+the other, bias included.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,16 @@ _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class Recurrent(OpDefinition):
-    """Base: `gates` blocks of rows in the weights; the previous output is multiplied by
-    `recurrent_weight`."""
+    """Base: `gates` blocks of rows in the weights; the previous output is multiplied by `recurrent_weight`.
+
+    Operands: x, the states, weight, recurrent_weight, bias, recurrent_bias, and what else a subclass has.
+    """
 
     gates: int
     states: int
     """Number of states after x: hidden, and the LSTM's cell."""
+    joined: bool = True
+    """Whether only the sum of what comes from the inputs and from the previous output counts, in every gate."""
 
     def axes(self, operation: Operation) -> list[Tie]:
         """Unit h is row h of every gate's block, element h of every state, and column h of the recurrent
@@ -40,7 +48,6 @@ class Recurrent(OpDefinition):
         ties = [
             Tie(Axis(0, 0), Axis(-1, 0)),
             Tie(Axis(0, 1), Axis(-1, 1)),
-            Tie(Axis(0, 2), Axis(weight, 1)),
             Tie(Axis(1, 0), Axis(0, 1)),
             Tie(Axis(1, 1), Axis(-1, 2)),
             Tie(Axis(-1, 1), Axis(-2, 0)),
@@ -51,8 +58,12 @@ class Recurrent(OpDefinition):
         if not isinstance(hidden, int):
             return ties
         unit = Axis(self.states, 1)
-        blocks = [slot for slot in range(weight, weight + 4) if _present(operation, slot)]
-        ties += [Tie(Axis(slot, 0), unit, IndexMap(modulo=hidden)) for slot in blocks]
+        blocks = [Axis(slot, 0) for slot in range(weight, weight + 4) if _present(operation, slot)]
+        if _present(operation, weight):
+            ties.append(Tie(Axis(0, 2), Axis(weight, 1)))
+        else:
+            blocks.append(Axis(0, 2))
+        ties += [Tie(block, unit, IndexMap(modulo=hidden)) for block in blocks]
         if self.states == 2:
             ties += [Tie(Axis(2, 0), Axis(0, 1)), Tie(unit, Axis(-3, 1)), Tie(Axis(-3, 0), Axis(-1, 1))]
             projection = weight + 4
@@ -79,7 +90,7 @@ def _require_layer(
     x: TensorType,
     hidden: TensorType,
     units: Dim,
-    weight: TensorType,
+    weight: TensorType | None,
     recurrent_weight: TensorType,
     bias: TensorType | None,
     recurrent_bias: TensorType | None,
@@ -99,12 +110,16 @@ def _require_layer(
         f"hidden {hidden} must be [batch, outputs] of {x}",
     )
     rows = simplify_dim(gates * units)
+    if weight is None:
+        require(same_dim(x.shape[2], rows), f"x {x} without a weight must have {rows} features: {gates} gate(s)")
+        require(bias is None, "x without a weight has its bias added already")
     for name, matrix, columns in (
         ("weight", weight, x.shape[2]),
         ("recurrent_weight", recurrent_weight, hidden.shape[1]),
     ):
         require(
-            matrix.rank == 2 and same_dim(matrix.shape[0], rows) and same_dim(matrix.shape[1], columns),
+            matrix is None
+            or (matrix.rank == 2 and same_dim(matrix.shape[0], rows) and same_dim(matrix.shape[1], columns)),
             f"{name} {matrix} must be [{rows}, {columns}]: {gates} gate(s) of {units} units",
         )
     for name, vector in (("bias", bias), ("recurrent_bias", recurrent_bias)):
@@ -112,8 +127,25 @@ def _require_layer(
         require(fits, f"{name} {vector} must have {rows} elements")
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(x, weight, bias)
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """weight x + bias; x itself where it is multiplied already."""
+    return x if weight is None else torch.nn.functional.linear(x, weight, bias)
+
+
+def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """The new output (before a projection) and cell of the sums [N, 4H] of the gates i, f, g, o."""
+    enter, forget, candidate, leave = gates.chunk(4, dim=-1)
+    cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
+    return torch.sigmoid(leave) * torch.tanh(cell), cell
+
+
+def gru_step(inputs: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
+    """The new output of what the gates r, z, n get from the input and from the previous output, [N, 3H] each."""
+    reset_x, update_x, candidate_x = inputs.chunk(3, dim=-1)
+    reset_h, update_h, candidate_h = recurrent.chunk(3, dim=-1)
+    update = torch.sigmoid(update_x + update_h)
+    candidate = torch.tanh(candidate_x + torch.sigmoid(reset_x + reset_h) * candidate_h)
+    return (1 - update) * candidate + update * hidden
 
 
 class Lstm(Recurrent):
@@ -134,7 +166,7 @@ class Lstm(Recurrent):
         x: TensorType,
         hidden: TensorType,
         cell: TensorType,
-        weight: TensorType,
+        weight: TensorType | None,
         recurrent_weight: TensorType,
         bias: TensorType | None = None,
         recurrent_bias: TensorType | None = None,
@@ -158,7 +190,7 @@ class Lstm(Recurrent):
         x: Tensor,
         hidden: Tensor,
         cell: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         recurrent_weight: Tensor,
         bias: Tensor | None = None,
         recurrent_bias: Tensor | None = None,
@@ -166,13 +198,10 @@ class Lstm(Recurrent):
     ) -> tuple[Tensor, Tensor, Tensor]:
         outputs = []
         for step in _affine(x, weight, bias):
-            gates = step + _affine(hidden, recurrent_weight, recurrent_bias)
-            enter, forget, candidate, leave = gates.chunk(4, dim=-1)
-            cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
-            hidden = torch.sigmoid(leave) * torch.tanh(cell)
+            hidden, cell = lstm_step(step + _affine(hidden, recurrent_weight, recurrent_bias), cell)
             hidden = hidden if projection is None else _affine(hidden, projection, None)
             outputs.append(hidden)
-        return _sequence(outputs, x, hidden), hidden, cell
+        return sequence(outputs, x, hidden), hidden, cell
 
 
 class Gru(Recurrent):
@@ -186,12 +215,13 @@ class Gru(Recurrent):
     name = "gru"
     gates = 3
     states = 1
+    joined = False
 
     def infer(
         self,
         x: TensorType,
         hidden: TensorType,
-        weight: TensorType,
+        weight: TensorType | None,
         recurrent_weight: TensorType,
         bias: TensorType | None = None,
         recurrent_bias: TensorType | None = None,
@@ -203,20 +233,16 @@ class Gru(Recurrent):
         self,
         x: Tensor,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         recurrent_weight: Tensor,
         bias: Tensor | None = None,
         recurrent_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         outputs = []
         for step in _affine(x, weight, bias):
-            reset_x, update_x, candidate_x = step.chunk(3, dim=-1)
-            reset_h, update_h, candidate_h = _affine(hidden, recurrent_weight, recurrent_bias).chunk(3, dim=-1)
-            update = torch.sigmoid(update_x + update_h)
-            candidate = torch.tanh(candidate_x + torch.sigmoid(reset_x + reset_h) * candidate_h)
-            hidden = (1 - update) * candidate + update * hidden
+            hidden = gru_step(step, _affine(hidden, recurrent_weight, recurrent_bias), hidden)
             outputs.append(hidden)
-        return _sequence(outputs, x, hidden), hidden
+        return sequence(outputs, x, hidden), hidden
 
 
 class Rnn(Recurrent):
@@ -234,7 +260,7 @@ class Rnn(Recurrent):
         self,
         x: TensorType,
         hidden: TensorType,
-        weight: TensorType,
+        weight: TensorType | None,
         recurrent_weight: TensorType,
         bias: TensorType | None = None,
         recurrent_bias: TensorType | None = None,
@@ -249,7 +275,7 @@ class Rnn(Recurrent):
         self,
         x: Tensor,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         recurrent_weight: Tensor,
         bias: Tensor | None = None,
         recurrent_bias: Tensor | None = None,
@@ -260,11 +286,11 @@ class Rnn(Recurrent):
         for step in _affine(x, weight, bias):
             hidden = _ACTIVATIONS[activation](step + _affine(hidden, recurrent_weight, recurrent_bias))
             outputs.append(hidden)
-        return _sequence(outputs, x, hidden), hidden
+        return sequence(outputs, x, hidden), hidden
 
 
-def _sequence(outputs: list[Tensor], x: Tensor, hidden: Tensor) -> Tensor:
-    """The outputs of all steps as one tensor, also of a sequence of length 0."""
+def sequence(outputs: list[Tensor], x: Tensor, hidden: Tensor) -> Tensor:
+    """The outputs of all steps of x as one tensor, also where there is no step."""
     return torch.stack(outputs) if outputs else x.new_zeros((0, *hidden.shape))
 
 

@@ -44,7 +44,7 @@ class Reduction(OpDefinition):
         return self._function(x, dims, keepdims) if dims else x
 
     def axes(self, operation: Operation) -> list[Tie]:
-        return reduction_ties(operation, operation.attributes["dims"], operation.attributes["keepdims"])
+        return summed_ties(operation, operation.attributes["dims"], operation.attributes["keepdims"])
 
     def cost(self, operation: Operation) -> Cost:
         return Cost(operation.operand(0).type.numel, moved_bytes(operation))
@@ -65,6 +65,12 @@ def reduction_ties(operation: Operation, dims: tuple[int, ...], keepdims: bool) 
     return [Tie(Axis(0, dim), Axis(-1, dim if keepdims else index)) for index, dim in enumerate(kept)]
 
 
+def summed_ties(operation: Operation, dims: tuple[int, ...], keepdims: bool) -> list[Tie]:
+    """As `reduction_ties`; besides, an index of a dimension that is reduced may go alone, as in a normalization."""
+    alone = [Tie(Axis(0, dim), Axis(0, dim)) for dim in dims]
+    return [*reduction_ties(operation, dims, keepdims), *alone]
+
+
 class Var(OpDefinition):
     """Variance over `dims`, divided by n - correction."""
 
@@ -81,7 +87,7 @@ class Var(OpDefinition):
         return torch.var(x, dims, correction=correction, keepdim=keepdims)
 
     def axes(self, operation: Operation) -> list[Tie]:
-        return reduction_ties(operation, operation.attributes["dims"], operation.attributes["keepdims"])
+        return summed_ties(operation, operation.attributes["dims"], operation.attributes["keepdims"])
 
     def cost(self, operation: Operation) -> Cost:
         return Cost(4 * operation.operand(0).type.numel, moved_bytes(operation))

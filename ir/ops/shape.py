@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sympy
 import torch
 from torch import Tensor
@@ -11,9 +13,11 @@ from whet.ir.definition import (
     Axis,
     Cost,
     IndexMap,
+    Kept,
     OpDefinition,
     Tie,
     broadcast_ties,
+    kept_shape,
     moved_bytes,
     require,
     same_rank_ties,
@@ -43,19 +47,18 @@ class Reshape(Movement):
         return x.reshape(shape)
 
     def axes(self, operation: Operation) -> list[Tie]:
-        """Dimensions that survive, and products that split or merge: source i is target i // inner, or i %
-        inner.
+        """Dimensions that survive, and factors of those that split or merge: index i of a dimension of which `inner`
+        lies within the factor has place i // inner % factor.
         """
         source, target = operation.operand(0).type.shape, operation.result.type.shape
-        ties = []
-        for left, right in matched_blocks(source, target):
-            if len(left) == 1 and len(right) == 1:
-                ties.append(Tie(Axis(0, left[0]), Axis(-1, right[0])))
-            elif len(left) == 1:
-                ties += _split_ties(Axis(0, left[0]), [Axis(-1, dim) for dim in right], target)
-            elif len(right) == 1:
-                ties += _split_ties(Axis(-1, right[0]), [Axis(0, dim) for dim in left], source)
-        return ties
+        return [
+            tie
+            for left, right in matched_blocks(source, target)
+            for tie in _factor_ties(_factors(0, left, source), _factors(-1, right, target))
+        ]
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        return {"shape": kept_shape(operation.attributes["shape"], kept)}
 
 
 def matched_blocks(source: tuple[Dim, ...], target: tuple[Dim, ...]) -> list[tuple[list[int], list[int]]]:
@@ -86,16 +89,42 @@ def _smaller(left: Dim, right: Dim) -> bool:
     return not (ratio.is_integer or (ratio.is_number and ratio > 1))
 
 
-def _split_ties(whole: Axis, parts: list[Axis], shape: tuple[Dim, ...]) -> list[Tie]:
-    """The outermost part first: its classes are whole blocks."""
+def _factors(slot: int, dims: list[int], shape: tuple[Dim, ...]) -> list[tuple[Axis, int, int]]:
+    """(axis, product of what is inside of it, the same with it) from the innermost on, as far as sizes are static."""
+    found = []
+    inner = 1
+    for dim in reversed(dims):
+        size = shape[dim]
+        if not isinstance(size, int):
+            break
+        if size != 1:
+            found.append((Axis(slot, dim), inner, inner * size))
+        inner *= size
+    return found
+
+
+def _factor_ties(left: list[tuple[Axis, int, int]], right: list[tuple[Axis, int, int]]) -> list[Tie]:
+    """A tie for each factor of the common refinement of both, the outermost first: its classes are whole blocks.
+
+    None from where the dimensions have no common refinement on, as with (4, 6) and (6, 4).
+    """
     ties = []
-    inner: Dim = 1
-    for part in reversed(parts):
-        size = shape[part.dim]
-        if isinstance(size, int) and isinstance(inner, int) and size > 1:
-            ties.append(Tie(whole, part, IndexMap(divide=inner, modulo=size)))
-        inner = inner * size
+    inner = 1
+    while left and right:
+        outer = min(left[0][2], right[0][2])
+        if left[0][2] % outer or right[0][2] % outer or outer % inner:
+            break
+        ties.append(
+            Tie(left[0][0], right[0][0], _factor_map(left[0], inner, outer), _factor_map(right[0], inner, outer))
+        )
+        left, right = (side[1:] if side[0][2] == outer else side for side in (left, right))
+        inner = outer
     return ties[::-1]
+
+
+def _factor_map(dim: tuple[Axis, int, int], inner: int, outer: int) -> IndexMap:
+    _, start, end = dim
+    return IndexMap(divide=inner // start, modulo=None if outer == end else outer // inner)
 
 
 class Transpose(Movement):
@@ -134,6 +163,9 @@ class BroadcastTo(Movement):
     def axes(self, operation: Operation) -> list[Tie]:
         return broadcast_ties(operation)
 
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        return {"shape": kept_shape(operation.attributes["shape"], kept)}
+
 
 class Slice(Movement):
     """x[starts:stops:steps] in every dimension, already normalized: 0 <= start <= stop <= size, step >= 1."""
@@ -168,6 +200,15 @@ class Slice(Movement):
                 # indices before the start and behind the stop go alone: nothing of the result is theirs
                 ties.append(Tie(Axis(0, dim), Axis(-1, dim), IndexMap(offset=-start)))
         return ties
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        """Bounds are counted in what is left of the operand."""
+        starts, stops = list(operation.attributes["starts"]), list(operation.attributes["stops"])
+        for axis, indices in kept.items():
+            if axis.slot == 0:
+                starts[axis.dim] = sum(index < starts[axis.dim] for index in indices)
+                stops[axis.dim] = sum(index < stops[axis.dim] for index in indices)
+        return {**operation.attributes, "starts": tuple(starts), "stops": tuple(stops)}
 
 
 class Concat(Movement):
@@ -263,6 +304,22 @@ class Pad(Movement):
             for dim, (low, high) in enumerate(operation.attributes["padding"])
             if isinstance(low, int) and not (repeats and (low, high) != (0, 0))
         ]
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        """Borders are counted in what is left of the result, crops in what is left of the operand."""
+        padding = list(operation.attributes["padding"])
+        shape = operation.operand(0).type.shape
+        for axis, indices in kept.items():
+            low, high = operation.attributes["padding"][axis.dim]
+            end = shape[axis.dim] + (low if axis.slot < 0 else high)
+            below = sum(index < abs(low) for index in indices)
+            above = sum(index >= end for index in indices)
+            now_low, now_high = padding[axis.dim]
+            if axis.slot < 0:
+                padding[axis.dim] = (below if low > 0 else now_low, above if high > 0 else now_high)
+            else:
+                padding[axis.dim] = (-below if low < 0 else now_low, -above if high < 0 else now_high)
+        return {**operation.attributes, "padding": tuple(padding)}
 
 
 def _border_index(size: int, low: int, high: int, mode: str) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from whet.ir.definition import Cost, OpDefinition, require
+from whet.ir.definition import Cost, Kept, OpDefinition, kept_shape, require
 from whet.ir.dimensions import Dim
 from whet.ir.graph import Operation
 from whet.ir.types import DType, TensorType
@@ -17,6 +19,7 @@ class Constant(OpDefinition):
     """
 
     name = "constant"
+    independent = True
 
     def infer(self, *, tensor: Tensor, key: str = "", dtype: DType | None = None) -> TensorType:
         stored = DType.of(tensor.dtype)
@@ -27,6 +30,12 @@ class Constant(OpDefinition):
     def evaluate(self, *, tensor: Tensor, key: str = "", dtype: DType | None = None) -> Tensor:
         return tensor
 
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        tensor: Tensor = operation.attributes["tensor"]
+        for axis, indices in kept.items():
+            tensor = tensor.index_select(axis.dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
+        return {**operation.attributes, "tensor": tensor}
+
     def cost(self, operation: Operation) -> Cost:
         return Cost(0, 0)
 
@@ -35,12 +44,16 @@ class Full(OpDefinition):
     """A tensor of `shape` filled with `value` (a number, or a dimension expression)."""
 
     name = "full"
+    independent = True
 
     def infer(self, *, shape: tuple[Dim, ...], value: float | int | bool | Dim, dtype: DType) -> TensorType:
         return TensorType(shape, dtype)
 
     def evaluate(self, *, shape: tuple[int, ...], value: float | int | bool, dtype: DType) -> Tensor:
         return torch.full(shape, value, dtype=dtype.torch)
+
+    def resized(self, operation: Operation, kept: Kept) -> dict[str, Any]:
+        return {**operation.attributes, "shape": kept_shape(operation.attributes["shape"], kept)}
 
 
 class Iota(OpDefinition):

@@ -18,7 +18,7 @@ from whet.passes.rewrite.rewriter import Rewriter
 # What makes large tensors out of nothing: evaluated for what uses it, never stored in its place.
 _GENERATORS: Final = frozenset({"full", "iota", "broadcast_to"})
 # Stored small on purpose: unfolding it would undo a compression.
-_NEVER: Final = frozenset({"constant", "dequantize", "masked", "lookup"})
+_NEVER: Final = frozenset({"constant", "dequantize", "dequantize_blocks", "masked", "lookup"})
 
 
 @dataclass(frozen=True)

@@ -1,164 +1,172 @@
-"""Static quantization of convolutions and linear layers to 8-bit integers, with calibrated activations."""
+"""Static quantization: activations and weights as integers whose parameters calibration data has fixed."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-
 from whet.errors import PassError
-from whet.ir.builder import Builder
 from whet.ir.graph import Graph, Operation, Value
-from whet.ir.ops.contraction import channel_dim
 from whet.ir.types import DType
 from whet.passes.base import Context, Pass, PassResult
-from whet.passes.canonicalize.dead_code import DeadCodeElimination
 from whet.passes.fold_batch_norm import FoldBatchNorm
-from whet.passes.quantization.calibration import Range, observe_ranges
-from whet.passes.quantization.parameters import Affine, asymmetric, quantize_weight, symmetric_per_channel
+from whet.passes.legalize import DecomposeAttention
+from whet.passes.materialize import MaterializeWeights
+from whet.passes.quantization.calibration import observe
+from whet.passes.quantization.folding import FoldQuantization
+from whet.passes.quantization.formats import Format, require_bits
+from whet.passes.quantization.insertion import Insertion, WeightOptions
+from whet.passes.quantization.integer_forms import obstacle
+from whet.passes.quantization.layerwise import inputs_for
+from whet.passes.quantization.observers import find_observer
+from whet.passes.quantization.parameters import CLIPS, Affine, affine
+from whet.passes.quantization.placement import CONTRACTIONS, QUANTIZABLE, Placement, activations, place, root
+from whet.passes.quantization.recurrent import INTEGER_FORMS, quantize_recurrent
+from whet.passes.quantization.rounding import Nearest, Rounding
+from whet.passes.recurrent_projection import HoistRecurrentProjections
+from whet.passes.selection import require_matches, select_layers
 
 
 @dataclass(frozen=True)
 class QuantizeStatic(Pass):
-    """conv and linear in integers: weights i8 symmetric per output channel, activations 8-bit asymmetric per tensor.
+    """Layers, residual additions, concatenations and pooling in integers, by ranges seen on calibration data.
 
-    An activation x that a quantized layer reads becomes q = quantize(x); the layer computes
-    i32 Σ (q - zero_point) · w_q + b_q, dequantized by scale_x · scale_w; all other readers of x read dequantize(q), so
-    that residual additions and pooling run on 8-bit values too. Batch norms are folded first. Ranges are the smallest
-    and largest values on the calibration data (Jacob et al., CVPR 2018; Krishnamoorthi 2018).
+    An activation x that a conv, linear or matmul reads becomes q = sat(rne(x / scale) + zero_point), per tensor; a
+    weight becomes integers with one symmetric scale an output channel. Then `FoldQuantization` makes operations on
+    the codes of them: exact i32 sums, requantized where codes follow. Residual additions, averages and concatenations
+    of feature maps read 8-bit codes too; the operands of a concatenation share its parameters. softmax, gelu,
+    normalizations, the residual stream of a transformer and all else stay in f32, between dequantize and quantize.
+    Batch norms are folded and attention is decomposed first. Of recurrent layers the product with the inputs becomes a
+    linear layer, and that with the previous output is quantized as `QuantizeRecurrent` does it, but not without `fold`
+    (Jacob et al., CVPR 2018; Krishnamoorthi, arXiv:1806.08342).
 
     Args:
+        observer: what range of an activation gets codes: "minmax", "moving_average", "percentile", "mse" or "entropy";
+            see `whet.passes.quantization.observers`. The default averages the extremes of batches, which leaves single
+            outliers out; give it batches of few samples.
+        bits: of activations, 2 to 8.
+        weight_bits: of weights, 2 to 8; up to 4 they are stored as i4.
+        layer_bits: (pattern of module paths, weight bits) of layers that have others than `weight_bits`; the first
+            pattern that fits counts.
+        symmetric: activations with the zero point at the middle code; else wherever zero lies in the range.
+        per_channel: weights with a scale for each output channel; else one.
+        weight_observer: "minmax": the largest weight has the largest code. "mse": the clip of least squared error.
         exclude: patterns (fnmatch) of module paths that stay in floating point.
         activation_dtype: u8 or i8; None: what the target's integer instructions take.
+        operations: which of `whet.passes.quantization.placement.QUANTIZABLE` to quantize; None: all of them.
+        rounding: how the integers of weights are chosen: `Nearest()`, or by what layers read on the calibration data:
+            `GPTQ()`, `AdaRound()`.
+        bias_correction: biases make up for what rounded weights shift the mean of each channel by (`corrected_bias`).
+        fold: whether to fold; else the graph keeps quantize and dequantize around real operations, as quantization-
+            aware training and rounding passes want it.
 
-    Raises PassError without calibration data, for data that is empty or not finite, and for a pattern that fits
-    nothing.
+    Raises PassError without calibration data, for data that is empty or not finite, for a value that no batch reached,
+    for unknown names, for bits out of range and for a pattern that fits nothing.
     """
 
+    observer: str = "moving_average"
+    bits: int = 8
+    weight_bits: int = 8
+    symmetric: bool = False
+    per_channel: bool = True
+    weight_observer: str = "minmax"
     exclude: tuple[str, ...] = ()
     activation_dtype: DType | None = None
+    operations: tuple[str, ...] | None = None
+    layer_bits: tuple[tuple[str, int], ...] = ()
+    rounding: Rounding = field(default_factory=Nearest)
+    bias_correction: bool = False
+    fold: bool = True
     must_change: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> PassResult:
-        """Fold, calibrate, rewrite. Each layer counts as one change."""
-        folded = FoldBatchNorm(expand=False).run(graph, context).graph.clone()
-        layers = self._layers(folded)
-        if not layers:
+        """Fold batch norms, observe, insert quantize and dequantize, fold those."""
+        self._check()
+        prepared = prepared_for_integers(graph, context)
+        layers, followers, recurrent = self._select(prepared, context)
+        if not layers and not recurrent:
             return PassResult(graph, False)
-        dtype = self.activation_dtype or (context.target.activation_dtype if context.target else DType.U8)
-        activations = list(dict.fromkeys(layer.operand(0) for layer in layers))
-        ranges = observe_ranges(folded, activations, context.calibration)
-        _Rewriter(folded, {value: _affine(found, dtype) for value, found in ranges.items()}).run(layers)
-        result = DeadCodeElimination().run(folded, context).graph
-        return PassResult(result, True, {f"{name} quantized": count for name, count in _count(layers).items()})
+        placement = place(prepared, layers, followers)
+        parameters = self._parameters(prepared, placement, context)
+        self._insert(prepared, placement, parameters, context)
+        changes = Counter(f"{layer.name} quantized" for layer in layers)
+        changes["activation quantized"] = len(placement.sources) + len(placement.edges)
+        if self.fold:
+            changes += quantize_recurrent(prepared, recurrent, context)
+        result = FoldQuantization().run(prepared, context).graph if self.fold else prepared
+        return PassResult(result, True, dict(changes))
 
-    def _layers(self, graph: Graph) -> list[Operation]:
-        unused = set(self.exclude)
+    def _check(self) -> None:
+        find_observer(self.observer)
+        require_bits(self.bits, "bits")
+        for weight_bits in (self.weight_bits, *(bits for _, bits in self.layer_bits)):
+            require_bits(weight_bits, "weight_bits")
+        if self.weight_observer not in CLIPS:
+            raise PassError(f"weight_observer is {self.weight_observer!r}; it must be one of {', '.join(CLIPS)}")
+        unknown = sorted(set(self.operations or ()) - set(QUANTIZABLE))
+        if unknown:
+            raise PassError(f"operations: cannot quantize {', '.join(unknown)}; known are {', '.join(QUANTIZABLE)}")
+
+    def _select(self, graph: Graph, context: Context) -> tuple[list[Operation], list[Operation], list[Operation]]:
+        """Contractions that can be quantized, what else is to read codes, and recurrent layers."""
+        names = QUANTIZABLE if self.operations is None else self.operations
+        selected = select_layers(graph, names, self.exclude)
         layers = []
-        for operation in graph.operations:
-            matched = {pattern for pattern in self.exclude if fnmatch.fnmatch(operation.location.module, pattern)}
-            unused -= matched
-            if not matched and _is_quantizable(operation):
+        for operation in (item for item in selected if item.name in CONTRACTIONS):
+            reason = obstacle(operation, graph.dimensions)
+            if reason is None:
                 layers.append(operation)
-        if unused:
-            raise PassError(f"exclude: no layer has a module path like {', '.join(sorted(unused))}")
-        return layers
+            elif context.tracer is not None:
+                context.tracer.decline(self.name, operation, reason, tuple(operation.results))
+        others = [operation for operation in selected if operation.name not in CONTRACTIONS]
+        recurrent = [operation for operation in others if operation.name in INTEGER_FORMS]
+        return layers, [operation for operation in others if operation not in recurrent], recurrent
+
+    def _parameters(self, graph: Graph, placement: Placement, context: Context) -> dict[Value, Affine]:
+        """For every observed value."""
+        form = Format(self._dtype(context), self.bits, self.symmetric)
+        make = find_observer(self.observer)
+        observers = observe(graph, placement.observed, context.calibration, make, context.progress)
+        ranges = {value: observer.range(form) for value, observer in observers.items()}
+        return {value: affine(found.minimum, found.maximum, form) for value, found in ranges.items()}
+
+    def _dtype(self, context: Context) -> DType:
+        if self.activation_dtype is not None:
+            return self.activation_dtype
+        return DType.U8 if context.target is None else context.target.activation_dtype
+
+    def _insert(self, graph: Graph, placement: Placement, parameters: dict[Value, Affine], context: Context) -> None:
+        insertion = Insertion(graph)
+        layers = [layer for layer in placement.layers if layer.name != "matmul"]
+        patterns = [pattern for pattern, _ in self.layer_bits]
+        require_matches("layer_bits", patterns, (layer.location.module for layer in layers))
+        for layer, inputs in inputs_for(self.rounding, self.bias_correction, graph, layers, context):
+            source = placement.sources[root(activations(layer)[0])]
+            insertion.weight(layer, self._weight_options(layer), parameters[source], inputs)
+        for value, source in placement.sources.items():
+            insertion.activation(value, parameters[source], placement.reads_codes)
+        for operation, index in placement.edges:
+            insertion.operand(operation, index, parameters[placement.sources[operation.result]])
+
+    def _weight_options(self, layer: Operation) -> WeightOptions:
+        module = layer.location.module
+        bits = next((bits for pattern, bits in self.layer_bits if fnmatch.fnmatch(module, pattern)), self.weight_bits)
+        return WeightOptions(bits, self.per_channel, self.weight_observer, self.rounding, self.bias_correction)
 
 
-def _is_quantizable(operation: Operation) -> bool:
-    if operation.name not in _INTEGER_FORMS or operation.result.type.dtype is not DType.F32:
-        return False
-    weight_and_bias = operation.operands[1:]
-    return all(value is None or value.constant is not None for value in weight_and_bias)
+def prepared_for_integers(graph: Graph, context: Context) -> Graph:
+    """A clone in which weights are constants, batch norms folded and attention is matmuls and a softmax."""
+    for item in _PREPARATION:
+        graph = item.run(graph, context).graph
+    return graph.clone()
 
 
-def _affine(found: Range, dtype: DType) -> Affine:
-    return asymmetric(found.minimum, found.maximum, dtype)
-
-
-def _count(layers: Sequence[Operation]) -> dict[str, int]:
-    names = [layer.name for layer in layers]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
-
-
-class _Rewriter:
-    """Edits a private clone: quantize after each activation, integer layers in the place of real ones."""
-
-    def __init__(self, graph: Graph, activations: dict[Value, Affine]) -> None:
-        self.graph = graph
-        self.activations = activations
-        self.quantized: dict[Value, Value] = {}
-
-    def run(self, layers: Sequence[Operation]) -> None:
-        # replacing a layer changes what the next one reads: the activations are those of the real graph
-        sources = {layer: layer.operand(0) for layer in layers}
-        for value in dict.fromkeys(sources.values()):
-            self._quantize(value, set(layers))
-        for layer, value in sources.items():
-            self._replace(layer, value)
-
-    def _quantize(self, value: Value, layers: set[Operation]) -> None:
-        """q = quantize(x) where x is made; every reader but quantized layers reads dequantize(q)."""
-        affine = self.activations[value]
-        builder = Builder(self.graph, before=self._after(value))
-        scale = builder.constant(affine.scale)
-        zero_point = builder.constant(affine.zero_point)
-        quantized = builder.quantize(value, scale, zero_point, dtype=affine.dtype, name_hint=f"{value.name}.q")
-        self.quantized[value] = quantized
-        others = [use for use in value.uses if use[0] not in layers and use[0] is not quantized.producer]
-        if not others:
-            return
-        real = builder.dequantize(quantized, scale, zero_point, name_hint=f"{value.name}.dq")
-        for operation, index in others:
-            operation.set_operand(index, real)
-
-    def _after(self, value: Value) -> Operation:
-        if value.producer is None:
-            return self.graph.operations[0]
-        return self.graph.operations[self.graph.operations.index(value.producer) + 1]
-
-    def _replace(self, layer: Operation, value: Value) -> None:
-        weight = layer.operand(1)
-        bias = layer.operands[2] if len(layer.operands) > 2 else None
-        activation = self.activations[value]
-        assert weight.constant is not None
-        parameters = symmetric_per_channel(weight.constant)
-        product = activation.scale.double() * parameters.scale.double()
-        builder = Builder(self.graph, before=layer)
-        integers = builder.constant(quantize_weight(weight.constant, parameters), _key(weight, "i8"))
-        offset = None
-        if bias is not None and bias.constant is not None:
-            limits = torch.iinfo(torch.int32)
-            rounded = torch.round(bias.constant.double() / product).clamp(limits.min, limits.max)
-            offset = builder.constant(rounded.to(torch.int32), _key(bias, "i32"))
-        form, axis = _INTEGER_FORMS[layer.name]
-        total = getattr(builder, form)(
-            self.quantized[value],
-            integers,
-            offset,
-            x_zero_point=int(activation.zero_point),
-            **layer.attributes,
-        )
-        real = builder.dequantize(total, builder.constant(product.float()), axis=axis(layer))
-        self.graph.replace_value(layer.result, real)
-        self.graph.erase(layer)
-
-
-def _key(value: Value, suffix: str) -> str:
-    assert value.producer is not None
-    key = value.producer.attributes["key"] or value.name
-    return f"{key}.{suffix}"
-
-
-def _conv_channel(layer: Operation) -> int:
-    return channel_dim(layer.result.type.rank, layer.attributes["layout"])
-
-
-# Layer -> its integer form, and where its output channels lie in the result.
-_INTEGER_FORMS: dict[str, tuple[str, Callable[[Operation], int]]] = {
-    "conv": ("conv_integer", _conv_channel),
-    "linear": ("linear_integer", lambda layer: layer.result.type.rank - 1),
-}
+_PREPARATION: Sequence[Pass] = (
+    MaterializeWeights(),
+    FoldBatchNorm(expand=False),
+    DecomposeAttention(),
+    HoistRecurrentProjections(),
+)

@@ -230,6 +230,20 @@ def _recurrent() -> Iterator[Sample]:
     yield Sample("lstm", (x, hidden, randn(BATCH, 4), *weights, *biases))
     projected = (randn(BATCH, 2), randn(BATCH, 4), randn(16, 3), randn(16, 2), None, None, randn(2, 4))
     yield Sample("lstm", (x, *projected), label="projection")
+    for name, gates in (("gru", 3), ("rnn", 1), ("lstm", 4)):
+        states = (hidden, randn(BATCH, 4)) if name == "lstm" else (hidden,)
+        gates_x, recurrent = randn(LENGTH, BATCH, gates * 4), randn(gates * 4, 4)
+        yield Sample(name, (gates_x, *states, None, recurrent, None, randn(gates * 4)), label="gates")
+    yield from _recurrent_integer()
+
+
+def _recurrent_integer() -> Iterator[Sample]:
+    for name, gates, states in (("lstm_integer", 4, 2), ("gru_integer", 3, 1)):
+        reals = (randn(LENGTH, BATCH, gates * 5).float(), *(randn(BATCH, 5).float() for _ in range(states)))
+        weight = randint(-128, 127, (gates * 5, 5), torch.int8)
+        multiplier, scale = rand(gates * 5).float() / 1e4, torch.tensor(1 / 127)
+        yield Sample(name, (*reals, weight, multiplier, scale))
+    yield Sample(name, (*reals, weight, multiplier, scale, randn(gates * 5).float()), label="bias")
 
 
 def _resize() -> Iterator[Sample]:
@@ -273,6 +287,27 @@ def _quantized() -> Iterator[Sample]:
     yield Sample("linear_integer", (codes, rows, None), {"x_zero_point": 128}, i4=(1,), label="i4")
     yield Sample("linear_integer", (codes, rows, bias[:5]))
     yield Sample("matmul_integer", (codes, randint(-9, 9, (4, 6, 2), torch.int8)), {"y_zero_point": -3})
+    tokens = randn(BATCH, LENGTH, 3).float(), rand(BATCH, LENGTH, 1).float(), zero
+    yield Sample("quantize", tokens, {"dtype": DType.I8}, label="token")
+    yield Sample("dequantize", (randint(-9, 9, (BATCH, LENGTH, 3), torch.int32), tokens[1]), label="token")
+    for dims, keepdims in (((1,), False), ((2, 3), True)):
+        yield Sample("sum_integer", (codes,), {"dims": dims, "keepdims": keepdims, "x_zero_point": 9}, label=f"{dims}")
+    window = {"kernel": (3, 2), "stride": (2, 1), "padding": ((1, 0), (0, 1)), "x_zero_point": 9}
+    yield Sample("sum_pool_integer", (codes,), window)
+    yield Sample("sum_pool_integer", (codes,), window | {"layout": "channels_last"}, label="last")
+
+
+def _weights() -> Iterator[Sample]:
+    yield Sample("masked", (randn(BATCH, 3), rand(BATCH, 3) > 0.5))
+    yield Sample("lookup", (randn(256), randint(0, 255, (BATCH, 3), torch.uint8)))
+    codes, scale = randint(-8, 8, (BATCH, 6), torch.int8), rand(BATCH, 2).float()
+    yield Sample("dequantize_blocks", (codes, scale, None), {"group": 4})
+    yield Sample("dequantize_blocks", (codes, scale, None), {"group": 4}, i4=(0,), label="i4")
+    yield Sample(
+        "fake_quantize",
+        (randn(BATCH, 3).float(), torch.tensor(0.1), torch.tensor(3, dtype=torch.int32)),
+        {"dtype": DType.U8},
+    )
 
 
 def _source() -> Iterator[Sample]:
@@ -286,6 +321,6 @@ def _source() -> Iterator[Sample]:
 
 FAMILIES = (
     _elementwise, _contraction, _shape, _normalization, _reduction, _pooling, _recurrent, _resize,
-    _quantized, _source,
+    _quantized, _weights, _source,
 )  # fmt: skip
 SAMPLES: tuple[Sample, ...] = tuple(sample for family in FAMILIES for sample in family())

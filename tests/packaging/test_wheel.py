@@ -88,4 +88,4 @@ def test_the_base_install_is_small(wheel: Path) -> None:
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     ]
     names = {requirement.split("=")[0].split("<")[0].split(">")[0].strip() for requirement in required}
-    assert names == {"numpy", "apache-tvm-ffi"}
+    assert names == {"numpy", "apache-tvm-ffi", "zstandard"}

@@ -194,3 +194,34 @@ def test_half_precision() -> None:
     (out,), (ref,) = Interpreter(result)(x), Interpreter(graph)(x)
     assert out.dtype is torch.float16
     assert float((out - ref).float().norm() / ref.float().norm()) < 2e-3  # numerics: T1
+
+
+def stored_layer(b: Builder, x: Value, shared: bool) -> Any:
+    """A pruned convolution and its batch norm; the weight comes from a codebook where `shared`."""
+    attributes = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    kernel = b.constant(weight(4, 4, 3, 3), "conv.weight")
+    if shared:
+        indices = torch.arange(144, dtype=torch.uint8).reshape(4, 4, 3, 3) % 8
+        kernel = b.lookup(b.constant(weight(8)), b.constant(indices, "conv.weight"))
+    mask = b.constant(weight(4, 4, 3, 3, seed=1) > 0, "conv.weight.mask")
+    y = b.conv(x, b.masked(kernel, mask), b.constant(weight(4), "conv.bias"), **attributes)
+    return b.batch_norm(y, b.constant(weight(4)), b.constant(positive(4)), b.constant(weight(4, seed=2)), None)
+
+
+def test_masks_stay_masks() -> None:
+    graph = build(lambda b, x: stored_layer(b, x, False), (1, 4, 5, 5))
+    result = run_checked(FoldBatchNorm(), graph)
+    assert count(result) == {"constant": 3, "masked": 1, "conv": 1}
+    (masked,) = [operation for operation in result.operations if operation.name == "masked"]
+    assert masked.operand(1).constant is not None
+    assert torch.equal(masked.operand(1).constant, weight(4, 4, 3, 3, seed=1) > 0)
+    assert [value.producer.attributes["key"] for value in result.constants if value.producer is not None] == [
+        "conv.weight.mask",
+        "conv.weight",
+        "conv.bias",
+    ]
+
+
+def test_weights_that_are_shared_are_left_with_the_reason() -> None:
+    graph = build(lambda b, x: stored_layer(b, x, True), (1, 4, 5, 5))
+    assert reason(graph) == "the weight is stored as integers or shared values: fold batch norms before"

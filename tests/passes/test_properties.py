@@ -18,9 +18,11 @@ from whet.passes import (
     ConstantFolding,
     DeadCodeElimination,
     FoldBatchNorm,
+    HoistRecurrentProjections,
     MaterializeWeights,
     Pass,
     PassManager,
+    UntieStates,
 )
 
 PASSES: tuple[Pass, ...] = (
@@ -31,7 +33,9 @@ PASSES: tuple[Pass, ...] = (
     DeadCodeElimination(),
     FoldBatchNorm(),
     FoldBatchNorm(expand=False),
+    HoistRecurrentProjections(),
     MaterializeWeights(),
+    UntieStates(),
 )
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 

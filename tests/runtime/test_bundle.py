@@ -266,7 +266,7 @@ def test_duplicate_unknown_and_missing_members(affine_bundle: Path, tmp_path: Pa
         changed = {name if key == "lib.so" else key: data for key, data in members.items()}
         with pytest.raises(BundleError, match="not a whole bundle"):
             read_bundle(_write(path, changed))
-        with pytest.raises(BundleError, match="4 members"):
+        with pytest.raises(BundleError, match=r"unknown member|4 members"):
             read_bundle(_write(path, {**members, name + "x": b""}))
     del members["lib.so"]
     with pytest.raises(BundleError, match="2 members"):
@@ -383,7 +383,7 @@ def test_full_disk(affine: Model, tmp_path: Path) -> None:
                 tmp_path / "m.whet",
                 affine.manifest,
                 small,
-                {**affine.weights, "big": np.zeros(100_000, "u1")},
+                {**affine.weights, "big": np.random.default_rng(0).integers(0, 256, 100_000, "u1")},
             )
         assert sorted(item.name for item in tmp_path.iterdir()) == ["lib.so", "m.whet"]
         assert (tmp_path / "m.whet").read_bytes() == before

@@ -50,7 +50,12 @@ class IntegerPlan:
     @property
     def offset(self) -> int:
         """What is added to every activation for the instruction's signedness."""
-        return _OFFSETS.get((self.source, self.instruction.activation), 0)
+        return recoding_offset(self.source, self.instruction)
+
+
+def recoding_offset(source: str, instruction: DotInstruction) -> int:
+    """What is added to activations of dtype `source` for the signedness that the instruction wants."""
+    return _OFFSETS.get((source, instruction.activation), 0)
 
 
 def plan_integer_conv(

@@ -16,11 +16,13 @@ from whet.backends.tvm.lowering import (
     pooling,
     quantized,
     recurrent,
+    recurrent_integer,
     reduction,
     resize,
     scan,
     sorting,
     source,
+    stored,
 )
 from whet.backends.tvm.lowering.context import LoweringContext
 from whet.ir.graph import Operation
@@ -31,6 +33,7 @@ _FAMILIES = (
     source,
     elementwise,
     quantized,
+    stored,
     movement,
     contraction,
     integer,
@@ -42,6 +45,7 @@ _FAMILIES = (
     sorting,
     resize,
     recurrent,
+    recurrent_integer,
 )
 
 

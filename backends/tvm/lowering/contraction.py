@@ -16,19 +16,35 @@ from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
 from whet.backends.tvm.lowering.half import narrowed, widened
 from whet.backends.tvm.lowering.loops import extent_of
 from whet.backends.tvm.lowering.reduction import accumulator_dtype
+from whet.backends.tvm.lowering.stored import is_known, known_weight
 from whet.ir.graph import Operation, Value
 from whet.ir.ops.contraction import CHANNELS_LAST, channel_dim, parse_equation, spatial_dims
 from whet.ir.types import DType
+
+
+def or_empty_sum(lower: Callable[..., Any]) -> Callable[..., Any]:
+    """`lower`, but zeros (and the bias) where the weight has no element: a sum of nothing, of which no kernel knows."""
+
+    def lowered(c: LoweringContext, operation: Operation) -> Any:
+        if all(size != 0 for size in operation.operand(1).type.shape):
+            return lower(c, operation)
+        zero = tirx.const(0, tvm_dtype(operation.result.type.dtype))
+        zeros = te.compute(c.dims(operation.result.type.shape), lambda *_: zero, name="empty_sum")
+        rank = operation.result.type.rank
+        return with_bias(c, operation, zeros, channel(operation) if "layout" in operation.attributes else rank - 1)
+
+    return lowered
 
 
 def _linear(c: LoweringContext, operation: Operation) -> te.Tensor:
     x, weight = c.tensor(operation.operand(0)), operation.operand(1)
     dtype = operation.result.type.dtype
     outputs = weight.type.shape[0]
-    if weight.constant is None or not isinstance(outputs, int):
+    if not is_known(weight) or not isinstance(outputs, int):
         return with_bias(c, operation, matmul_of(c, x, c.tensor(weight), accumulator_dtype(dtype), transpose=True), -1)
     tile = linear_tile(c.target, x.shape, outputs, tvm_dtype(dtype))
-    packed = c.packed(weight, f"linear[{tile.block}]", lambda tensor: pack_linear_weight(tensor, tile.block))
+    recipe = f"linear[{tile.block}]"
+    packed = known_weight(c, weight, recipe, lambda tensor: pack_linear_weight(tensor, tile.block), tile.block)
     y = linear(x, packed, out_features=outputs, tile=tile, accumulator=accumulator_dtype(dtype))
     return with_bias(c, operation, y, -1)
 
@@ -57,7 +73,7 @@ def _matmul(c: LoweringContext, operation: Operation) -> te.Tensor:
 def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
     value, weight = operation.operand(0), operation.operand(1)
     attributes, dtype = operation.attributes, operation.result.type.dtype
-    if weight.constant is None or attributes["layout"] != CHANNELS_LAST:
+    if not is_known(weight) or attributes["layout"] != CHANNELS_LAST:
         return with_bias(c, operation, plain_conv(c, operation, accumulator_dtype(dtype)), channel(operation))
     x, groups = c.tensor(value), attributes["groups"]
     outputs, inner, *kernel = weight.type.static_shape
@@ -66,10 +82,12 @@ def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
         y = _depthwise(c, x, weight, outputs, geometry, dtype)
     else:
         plan = plan_conv(c.target, x.shape, outputs, geometry, groups, tvm_dtype(dtype))
-        packed = c.packed(
+        packed = known_weight(
+            c,
             weight,
             f"conv[{plan.block},{plan.groups}]",
             lambda tensor: pack_conv_weight(tensor, plan.block, groups, plan.groups),
+            plan.block,
         )
         y = conv(x, packed, geometry=geometry, out_channels=outputs, plan=plan, accumulator=accumulator_dtype(dtype))
     return with_bias(c, operation, y, channel(operation))
@@ -79,7 +97,7 @@ def _depthwise(
     c: LoweringContext, x: te.Tensor, weight: Value, channels: int, geometry: Window, dtype: DType
 ) -> te.Tensor:
     tile = depthwise_tile(c.target, x.shape, channels, geometry, tvm_dtype(dtype))
-    packed = c.packed(weight, "depthwise", pack_depthwise_weight)
+    packed = known_weight(c, weight, "depthwise", pack_depthwise_weight, None)
     return depthwise(x, packed, geometry=geometry, tile=tile, accumulator=accumulator_dtype(dtype))
 
 
@@ -205,9 +223,9 @@ def _ended(y: te.Tensor, dtype: DType) -> te.Tensor:
 
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
-    "linear": _linear,
+    "linear": or_empty_sum(_linear),
     "matmul": _matmul,
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
+    "conv": or_empty_sum(_conv),
+    "conv_transpose": or_empty_sum(_conv_transpose),
     "einsum": _einsum,
 }

@@ -289,9 +289,7 @@ def _asinh(x: Any) -> Any:
         small = tirx.log1p(size + square / (one + tirx.sqrt(square + one)))
         return select(size > large, tirx.log(size) + _const(x, math.log(2)), small)
 
-    return named(
-        "size", tirx.abs(x), lambda size: named("arc", positive(size), lambda y: select(x < _const(x, 0), -y, y))
-    )
+    return _odd(x, positive)
 
 
 def _acosh(x: Any) -> Any:
@@ -307,9 +305,16 @@ def _acosh(x: Any) -> Any:
 
 
 def _atanh(x: Any) -> Any:
-    """½ · log1p(2x / (1 - x))."""
+    """sign(x) · ½ · log1p(2|x| / (1 - |x|)): the quotient of a negative x would cancel near -1."""
     half, one, two = _const(x, 0.5), _const(x, 1), _const(x, 2)
-    return half * tirx.log1p(two * x / (one - x))
+    return _odd(x, lambda size: half * tirx.log1p(two * size / (one - size)))
+
+
+def _odd(x: Any, positive: Callable[[Any], Any]) -> Any:
+    """sign(x) · positive(|x|)."""
+    return named(
+        "size", tirx.abs(x), lambda size: named("arc", positive(size), lambda y: select(x < _const(x, 0), -y, y))
+    )
 
 
 def _hyperbolic(sign: int) -> Expression:

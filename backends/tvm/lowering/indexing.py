@@ -16,6 +16,7 @@ from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
 from whet.backends.tvm.lowering.elementwise import maximum, minimum
 from whet.backends.tvm.lowering.half import narrowed, widened
 from whet.backends.tvm.lowering.loops import inserted, load, loops, nest, parallel_nest, store
+from whet.backends.tvm.lowering.stored import readable
 from whet.ir.graph import Operation
 
 
@@ -25,7 +26,7 @@ def _held(index: Any, size: Any) -> Any:
 
 
 def _take(c: LoweringContext, operation: Operation) -> te.Tensor:
-    x, indices, axis = c.tensor(operation.operand(0)), c.tensor(operation.operand(1)), operation.attributes["axis"]
+    x, indices, axis = readable(c, operation.operand(0)), c.tensor(operation.operand(1)), operation.attributes["axis"]
     count = operation.operand(1).type.rank
     size = c.dim(operation.operand(0).type.shape[axis])
 

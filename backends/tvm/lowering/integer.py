@@ -20,7 +20,7 @@ from whet.backends.tvm.kernels.integer import (
 )
 from whet.backends.tvm.kernels.windows import Window, window
 from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
-from whet.backends.tvm.lowering.contraction import channel, matmul_of, plain_conv, with_bias
+from whet.backends.tvm.lowering.contraction import channel, matmul_of, or_empty_sum, plain_conv, with_bias
 from whet.ir.graph import Operation, Value
 from whet.ir.ops.contraction import CHANNELS_LAST
 
@@ -109,7 +109,7 @@ def _centered(x: te.Tensor, zero_point: int) -> te.Tensor:
 
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
-    "conv_integer": _conv,
-    "linear_integer": _linear,
+    "conv_integer": or_empty_sum(_conv),
+    "linear_integer": or_empty_sum(_linear),
     "matmul_integer": _matmul,
 }

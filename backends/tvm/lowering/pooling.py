@@ -35,7 +35,7 @@ def _window(c: LoweringContext, operation: Operation) -> tuple[list[Any], Callab
             source[dim] = position
             if low:
                 inside.append(position >= 0)
-            if low or high or attributes["ceil"]:
+            if low or high or attributes.get("ceil", False):
                 inside.append(position < c.dim(shape[dim]))
         return source, inside
 
@@ -96,6 +96,20 @@ def _avg_pool(c: LoweringContext, operation: Operation) -> te.Tensor:
         return narrowed(total(*index) / number, tvm_dtype(dtype))
 
     return te.compute(total.shape, finish, name="avg_pool_end")
+
+
+def _sum_pool_integer(c: LoweringContext, operation: Operation) -> te.Tensor:
+    """i32 sums of codes less their zero point; what lies outside adds nothing (numerics: Q9, Q11)."""
+    x = c.tensor(operation.operand(0))
+    axes, place = _window(c, operation)
+    zero_point = tirx.const(operation.attributes["x_zero_point"], "int32")
+
+    def element(*index: Any) -> Any:
+        source, inside = place(index)
+        value = x(*source).astype("int32") - zero_point
+        return te.sum(tirx.if_then_else(tirx.all(*inside), value, 0) if inside else value, axis=axes)
+
+    return te.compute(c.dims(operation.result.type.shape), element, name=operation.name)
 
 
 def _adaptive_window(
@@ -216,6 +230,7 @@ def _widest(c: LoweringContext, full: Any, count: Any) -> Any:
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
+    "sum_pool_integer": _sum_pool_integer,
     "adaptive_avg_pool": _adaptive(maximum=False),
     "adaptive_max_pool": _adaptive(maximum=True),
     "max_pool_with_indices": _max_pool_with_indices,

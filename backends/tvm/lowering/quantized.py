@@ -11,6 +11,7 @@ from tvm import te, tirx
 
 from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
 from whet.backends.tvm.lowering.half import named, widened
+from whet.ir.dimensions import same_dim
 from whet.ir.graph import Operation, Value
 from whet.ir.target import Target
 
@@ -106,8 +107,15 @@ _SELECTING = frozenset({"relu", "clamp", "maximum", "minimum"})
 
 
 def parameter_index(parameter: Value, axis: int | None, index: Sequence[Any]) -> list[Any]:
-    """Where a scale or zero point is read: nowhere per tensor, at the axis otherwise."""
-    return [] if axis is None or parameter.type.rank == 0 else [index[axis]]
+    """Where a scale or zero point is read: nowhere per tensor, at the axis, or where it broadcasts to."""
+    if parameter.type.rank == 0:
+        return []
+    if axis is not None:
+        return [index[axis]]
+    return [
+        tirx.IntImm("int64", 0) if same_dim(size, 1) else at
+        for size, at in zip(parameter.type.shape, index, strict=True)
+    ]
 
 
 def _dequantize(c: LoweringContext, operation: Operation) -> te.Tensor:

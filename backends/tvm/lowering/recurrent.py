@@ -1,17 +1,17 @@
-"""Recurrent layers: the inputs of all steps are multiplied first, in parallel, then one loop runs over the steps.
+"""Recurrent layers whose inputs are multiplied already: one loop over the steps.
 
-Both matrices are packed as [blocks of units, inputs, gates, block], zeros behind the last unit: the sums of one block
-of units, for all its gates and some rows of the batch, stay in registers, and the cell turns them into the new state
-right away. Of the loop over steps only the batch is parallel: one step is too short to hand to several threads.
+The recurrent weight is packed as [blocks of units, inputs, gates, block], zeros behind the last unit: the sums of one
+block of units, for all its gates and some rows of the batch, stay in registers, and the cell turns them into the new
+state right away. Only the batch is parallel: one step is too short to hand to several threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tvm import te, tirx
@@ -35,53 +35,81 @@ Sums = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """One unit: where it is in the states, [row, unit], and in the registers, [row of the tile, gate, lane]."""
+class Place:
+    """One unit: where it is in the states, [row, unit], and a vector of registers that the cell may use."""
 
     unit: list[Any]
     hidden: Any
     following: Any
     cell: Any
     registers: Any
-    sums: tuple[int, Any]
+    register: list[Any]
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """What tells one kind of layer from another.
 
     `cell(inputs, recurrent, place)` writes the new state of one unit, given what the gates get from the input and from
-    the previous output.
+    the previous output. `weight` is the slot of the recurrent weight, `bias` and `projection` those of its bias and of
+    what multiplies the output, where the layer takes any.
     """
 
     gates: int
     states: int
-    cell: Callable[[Sums, Sums, _Place], None]
-    joined: bool
-    """Whether the cell only uses the sum of what comes from the input and from the previous output."""
+    cell: Callable[[Sums, Sums, Place], None]
+    weight: int
+    bias: int | None = None
+    projection: int | None = None
+
+
+class Product(Protocol):
+    """How the previous output is multiplied by the recurrent weight."""
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of sums for one row of the batch."""
+        ...
+
+    def tensors(self, layer: Layer) -> dict[str, te.Tensor]:
+        """What the kernel reads for it, by name."""
+        ...
+
+    def scratch(self, layer: Layer, batch: Any) -> list[tuple[tuple[Any, ...], str]]:
+        """Shapes and dtypes of what it keeps between steps."""
+        ...
+
+    def multiply(self, layer: Layer, loop: Loop, part: Any, members: list[Any]) -> Callable[[int, int, Any], Any]:
+        """Write the sums of one block of units; (slot in members, gate, lane) -> the product."""
+        ...
+
+    def publish(self, layer: Layer, loop: Loop, row: Any) -> None:
+        """Write what it keeps of a new output, which is in `loop.hidden`."""
+        ...
 
 
 def pack_gates(weight: torch.Tensor, gates: int, block: int) -> torch.Tensor:
-    """[gates · units, inputs] as [blocks, inputs, gates, block], zeros behind the last unit; f32 unless it is f64."""
+    """[gates · units, inputs] as [blocks, inputs, gates, block], zeros behind the last unit; 16-bit floats as f32."""
     units, inputs = weight.shape[0] // gates, weight.shape[1]
     blocks = -(-units // block)
-    wide = weight if weight.dtype == torch.float64 else weight.float()
+    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
     padded = wide.new_zeros((gates, blocks * block, inputs))
     padded[:, :units] = wide.reshape(gates, units, inputs)
     return padded.reshape(gates, blocks, block, inputs).permute(1, 3, 0, 2).contiguous()
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One layer in one direction, being lowered."""
 
     c: LoweringContext
     operation: Operation
-    kind: _Kind
+    kind: Kind
+    product: Product
 
-    def operand(self, slot: int) -> Value | None:
+    def operand(self, slot: int | None) -> Value | None:
         operands = self.operation.operands
-        return operands[slot] if slot < len(operands) else None
+        return operands[slot] if slot is not None and slot < len(operands) else None
 
     @property
     def dtype(self) -> DType:
@@ -110,17 +138,26 @@ class _Layer:
 
     @property
     def block(self) -> int:
-        return self.width * max(1, _VECTORS // self.kind.gates)
+        return self.width * max(1, self.product.vectors // self.kind.gates)
 
-    def rows(self, count: Any, gates: int) -> int:
-        """How many rows share one pass over the weights: as many as there are registers for, no more than there are."""
-        vectors = gates * (self.block // self.width)
+    @property
+    def blocks(self) -> int:
+        return -(-self.units // self.block)
+
+    @property
+    def reads_directly(self) -> bool:
+        """Whether whole vectors of x are what a block of units needs."""
+        return self.units % self.block == 0 and tvm_dtype(self.dtype) == self.working
+
+    def rows(self, count: Any) -> int:
+        """How many rows of the batch share one pass over the weights: as many as there are registers for."""
+        vectors = self.kind.gates * (self.block // self.width)
         most = max(1, (self.c.target.registers - vectors - 1) // vectors)
         known = extent_of(count)
-        return max(size for size in (1, 2, 4) if size <= most and (known is None or size <= known))
+        return max(size for size in (1, 2, 4) if size <= most and known and known % size == 0) if known else 1
 
     def packed(self, value: Value, gates: int) -> te.Tensor:
-        """A matrix (or, as one with a single input, a bias) in blocks; at compile time where it is constant."""
+        """A matrix (or, as one with a single input, a vector) in blocks; at compile time where it is constant."""
         block, vector = self.block, value.type.rank == 1
         if value.constant is not None:
             return self.c.packed(
@@ -143,117 +180,116 @@ class _Layer:
 
 
 @contextmanager
-def _lanes(layer: _Layer) -> Iterator[Any]:
+def vector_lanes(layer: Layer) -> Iterator[Any]:
     """What is written in the block, for every lane of a block, one vector after the other."""
     with T.unroll(0, layer.block // layer.width) as vector, T.vectorized(0, layer.width) as lane:
         yield vector * layer.width + lane
 
 
 def _multiply(
-    layer: _Layer, packed: Any, part: Any, count: int, gates: int, rows: int, read: Callable[[int, Any], Any]
+    layer: Layer, packed: Any, part: Any, count: int, gates: int, rows: int, read: Callable[[int, Any], Any]
 ) -> Any:
     """Sums [rows, gates, block] of one block: Σ_k read(row, k) · packed[part, k], kept in registers."""
     sums = T.alloc_buffer((rows, gates, layer.block), layer.working, scope="local", layout=None)
     for row in range(rows):
         for gate in range(gates):
-            with _lanes(layer) as lane:
+            with vector_lanes(layer) as lane:
                 store(sums, [row, gate, lane], tirx.const(0, layer.working))
     with nest([count]) as (k,):
         for row in range(rows):
             factor = read(row, k)
             for gate in range(gates):
-                with _lanes(layer) as lane:
+                with vector_lanes(layer) as lane:
                     product = factor * load(packed, [part, k, gate, lane])
                     store(sums, [row, gate, lane], load(sums, [row, gate, lane]) + product)
     return sums
 
 
-def _lower(kind: _Kind) -> Callable[..., tuple[te.Tensor, ...]]:
-    def lower(c: LoweringContext, operation: Operation) -> tuple[te.Tensor, ...]:
-        return _lowered(_Layer(c, operation, kind))
+@dataclass(frozen=True)
+class RealProduct:
+    """Σ_k h_k · R_k in floating point."""
 
-    return lower
+    vectors: int = _VECTORS
+
+    def tensors(self, layer: Layer) -> dict[str, te.Tensor]:
+        return {"recurrent": layer.packed(layer.operation.operand(layer.kind.weight), layer.kind.gates)}
+
+    def scratch(self, layer: Layer, batch: Any) -> list[tuple[tuple[Any, ...], str]]:
+        return []
+
+    def multiply(self, layer: Layer, loop: Loop, part: Any, members: list[Any]) -> Callable[[int, int, Any], Any]:
+        sums = _multiply(
+            layer, loop.buffers["recurrent"], part, layer.outputs, layer.kind.gates, len(members),
+            lambda row, k: load(loop.hidden, [members[row], k]),
+        )  # fmt: skip
+        return lambda slot, gate, lane: load(sums, [slot, gate, lane])
+
+    def publish(self, layer: Layer, loop: Loop, row: Any) -> None:
+        return None
 
 
-def _lowered(layer: _Layer) -> tuple[te.Tensor, ...]:
-    c, kind = layer.c, layer.kind
-    first = 1 + kind.states
-    operands = [layer.operand(slot) for slot in range(first + 5)]
-    weight, recurrent, bias, recurrent_bias, projection = operands[first:]
-    assert weight is not None and recurrent is not None
-    length, batch = c.dims(layer.operation.operand(0).type.shape[:2])
-    named = {
-        "x": c.tensor(layer.operation.operand(0)),
-        "weight": layer.packed(weight, kind.gates),
-        "recurrent": layer.packed(recurrent, kind.gates),
-    }
+def lower_layer(layer: Layer) -> tuple[te.Tensor, ...]:
+    """The kernel of one layer: its results, one after the other."""
+    c, kind, operation = layer.c, layer.kind, layer.operation
+    length, batch = c.dims(operation.operand(0).type.shape[:2])
+    named = {"x": c.tensor(operation.operand(0)), **layer.product.tensors(layer)}
     for slot in range(kind.states):
-        named[f"state{slot}"] = c.tensor(layer.operation.operand(1 + slot))
-    for name, value in (("bias", bias), ("recurrent_bias", recurrent_bias)):
-        if value is not None:
-            named[name] = layer.packed(value, kind.gates)
+        named[f"state{slot}"] = c.tensor(operation.operand(1 + slot))
+    bias, projection = layer.operand(kind.bias), layer.operand(kind.projection)
+    if bias is not None:
+        named["recurrent_bias"] = layer.packed(bias, kind.gates)
     if projection is not None:
         named["projection"] = layer.packed(projection, 1)
-    blocks = -(-layer.units // layer.block)
-    padded = blocks * layer.block
+    padded = layer.blocks * layer.block
     outer = -(-layer.outputs // layer.block) * layer.block
     storage = tvm_dtype(layer.dtype)
     results = [(length, batch, layer.outputs), (batch, layer.outputs), (batch, layer.units)][: 1 + kind.states]
-    scratch = [(length, batch, blocks, kind.gates, layer.block), (batch, outer), (batch, padded), (batch, padded)]
+    kept: list[tuple[tuple[Any, ...], str]] = [
+        ((batch, outer), layer.working),
+        ((batch, padded), layer.working),
+        ((batch, padded), layer.working),
+    ]
+    kept += layer.product.scratch(layer, batch)
+    if not layer.reads_directly:
+        kept.append(((length, batch, layer.blocks, kind.gates, layer.block), layer.working))
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> None:
-        buffers = dict(zip(named, ins, strict=True))
-        projected = outs[len(results)]
-        _project(layer, buffers, projected, length, batch)
-        _Loop(layer, buffers, list(outs[: len(results)]), projected, list(outs[len(results) + 1 :])).write(
-            length, batch
-        )
+        Loop(layer, dict(zip(named, ins, strict=True)), list(outs), len(results)).write(length, batch)
 
-    dtypes = [storage] * len(results) + [layer.working] * len(scratch)
-    return tuple(loops([*results, *scratch], dtypes, list(named.values()), body, layer.operation.name)[: len(results)])
-
-
-def _project(layer: _Layer, buffers: dict[str, Any], projected: Any, length: Any, batch: Any) -> None:
-    """W x_t + b of every step, and the recurrent bias where the cell adds it to that anyway."""
-    gates, x, weight = layer.kind.gates, buffers["x"], buffers["weight"]
-    features = layer.static(layer.operation.operand(0).type.shape[2], "features")
-    total = length * batch
-    rows = layer.rows(total, gates)
-    terms = [buffers[name] for name in ("bias", "recurrent_bias")[: 2 if layer.kind.joined else 1] if name in buffers]
-    tiles = tirx.floordiv(total + rows - 1, rows) if extent_of(total) is None else -(-total // rows)
-    with parallel_nest([tiles], features * layer.units * gates) as (tile,):
-        # the rows of the last tile that are too many repeat the last row
-        position = [tirx.min(tile * rows + row, total - 1) for row in range(rows)]
-        place = [(tirx.floordiv(item, batch), tirx.floormod(item, batch)) for item in position]
-        with nest([-(-layer.units // layer.block)]) as (part,):
-            sums = _multiply(
-                layer, weight, part, features, gates, rows,
-                lambda row, k: widened(load(x, [*place[row], k])).astype(layer.working),
-            )  # fmt: skip
-            for row in range(rows):
-                for gate in range(gates):
-                    with _lanes(layer) as lane:
-                        value = load(sums, [row, gate, lane])
-                        for term in terms:
-                            value = value + load(term, [part, 0, gate, lane])
-                        store(projected, [*place[row], part, gate, lane], value)
+    shapes = [*results, *(shape for shape, _ in kept)]
+    dtypes = [storage] * len(results) + [dtype for _, dtype in kept]
+    return tuple(loops(shapes, dtypes, list(named.values()), body, operation.name)[: len(results)])
 
 
 @dataclass(frozen=True)
-class _Loop:
-    """The loop over the steps, with its buffers: the previous output, its successor before a projection, the cells."""
+class Loop:
+    """The loop over the steps, with its buffers: those read by name, and the results and scratch memory in order."""
 
-    layer: _Layer
+    layer: Layer
     buffers: dict[str, Any]
-    results: list[Any]
-    projected: Any
-    scratch: list[Any]
+    written: list[Any]
+    results: int
+    hidden: Any = field(init=False)
+    """The previous output, and its successor before a projection, then the cell."""
+    following: Any = field(init=False)
+    cell: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        for slot, name in enumerate(("hidden", "following", "cell")):
+            object.__setattr__(self, name, self.written[self.results + slot])
+
+    @property
+    def kept(self) -> list[Any]:
+        """What the product keeps between steps."""
+        return self.written[self.results + 3 :]
 
     def write(self, length: Any, batch: Any) -> None:
         """All steps of some rows of the batch, for all rows in parallel."""
-        rows = self._rows(batch)
-        tiles = tirx.floordiv(batch, rows) if extent_of(batch) is None else batch // rows
         layer = self.layer
+        if not layer.reads_directly:
+            self._spread(length, batch)
+        rows = layer.rows(batch)
+        tiles = tirx.floordiv(batch, rows) if extent_of(batch) is None else batch // rows
         with parallel_nest([tiles], rows * layer.units * layer.outputs) as (tile,):
             members = [tile * rows + row for row in range(rows)]
             for row in members:
@@ -263,101 +299,118 @@ class _Loop:
             for row in members:
                 self._end(row)
 
-    def _rows(self, batch: Any) -> int:
-        known = extent_of(batch)
-        most = self.layer.rows(batch, self.layer.kind.gates)
-        return (
-            max(size for size in (1, 2, 4) if size <= most and known is not None and known % size == 0) if known else 1
-        )
+    def _spread(self, length: Any, batch: Any) -> None:
+        """x in blocks of units."""
+        layer = self.layer
+        gates, units, block = layer.kind.gates, layer.units, layer.block
+        with (
+            parallel_nest([length, batch], gates * units) as (step, row),
+            nest([layer.blocks, gates, block]) as (part, gate, lane),
+        ):
+            source = gate * units + tirx.min(part * block + lane, units - 1)
+            value = widened(load(self.buffers["x"], [step, row, source])).astype(layer.working)
+            store(self.written[-1], [step, row, part, gate, lane], value)
 
     def _start(self, row: Any) -> None:
-        layer, (hidden, _, cell) = self.layer, self.scratch
+        layer = self.layer
         with nest([layer.outputs]) as (unit,):
-            store(hidden, [row, unit], widened(load(self.buffers["state0"], [row, unit])).astype(layer.working))
+            store(self.hidden, [row, unit], widened(load(self.buffers["state0"], [row, unit])).astype(layer.working))
+        layer.product.publish(layer, self, row)
         if layer.kind.states == 2:
             with nest([layer.units]) as (unit,):
-                store(cell, [row, unit], widened(load(self.buffers["state1"], [row, unit])).astype(layer.working))
-            with nest([cell.shape[1] - layer.units]) as (unit,):
-                store(cell, [row, layer.units + unit], tirx.const(0, layer.working))
+                store(self.cell, [row, unit], widened(load(self.buffers["state1"], [row, unit])).astype(layer.working))
+            with nest([self.cell.shape[1] - layer.units]) as (unit,):
+                store(self.cell, [row, layer.units + unit], tirx.const(0, layer.working))
 
     def _step(self, step: Any, members: list[Any]) -> None:
-        layer, hidden = self.layer, self.scratch[0]
-        gates = layer.kind.gates
-        with nest([-(-layer.units // layer.block)]) as (part,):
-            sums = _multiply(
-                layer, self.buffers["recurrent"], part, layer.outputs, gates, len(members),
-                lambda row, k: load(hidden, [members[row], k]),
-            )  # fmt: skip
+        layer = self.layer
+        with nest([layer.blocks]) as (part,):
+            registers = T.alloc_buffer((len(members), layer.block), layer.working, scope="local", layout=None)
+            product = layer.product.multiply(layer, self, part, members)
             for slot, row in enumerate(members):
-                with _lanes(layer) as lane:
-                    self._unit(step, part, slot, row, lane, sums)
+                with vector_lanes(layer) as lane:
+                    self._unit(step, part, slot, row, lane, product, registers)
         for row in members:
             self._publish(step, row)
 
-    def _unit(self, step: Any, part: Any, slot: int, row: Any, lane: Any, sums: Any) -> None:
-        layer, (hidden, following, cell) = self.layer, self.scratch
-        unit = [row, part * layer.block + lane]
+    def _unit(
+        self, step: Any, part: Any, slot: int, row: Any, lane: Any, product: Callable[..., Any], registers: Any
+    ) -> None:
+        layer = self.layer
 
         def recurrent(gate: int) -> Any:
-            value = load(sums, [slot, gate, lane])
-            if layer.kind.joined or "recurrent_bias" not in self.buffers:
+            value = product(slot, gate, lane)
+            if "recurrent_bias" not in self.buffers:
                 return value
             return value + load(self.buffers["recurrent_bias"], [part, 0, gate, lane])
 
         def inputs(gate: int) -> Any:
-            return load(self.projected, [step, row, part, gate, lane])
+            if layer.reads_directly:
+                return load(self.buffers["x"], [step, row, gate * layer.units + part * layer.block + lane])
+            return load(self.written[-1], [step, row, part, gate, lane])
 
-        layer.kind.cell(inputs, recurrent, _Place(unit, hidden, following, cell, sums, (slot, lane)))
+        unit = [row, part * layer.block + lane]
+        place = Place(unit, self.hidden, self.following, self.cell, registers, [slot, lane])
+        layer.kind.cell(inputs, recurrent, place)
 
     def _publish(self, step: Any, row: Any) -> None:
         """The output of a step becomes the previous one of the next."""
-        layer, (hidden, following, _) = self.layer, self.scratch
+        layer = self.layer
         storage = tvm_dtype(layer.dtype)
         if "projection" in self.buffers:
             with nest([-(-layer.outputs // layer.block)]) as (part,):
                 sums = _multiply(
                     layer, self.buffers["projection"], part, layer.units, 1, 1,
-                    lambda _, k: load(following, [row, k]),
+                    lambda _, k: load(self.following, [row, k]),
                 )  # fmt: skip
-                with _lanes(layer) as lane:
-                    store(hidden, [row, part * layer.block + lane], load(sums, [0, 0, lane]))
+                with vector_lanes(layer) as lane:
+                    store(self.hidden, [row, part * layer.block + lane], load(sums, [0, 0, lane]))
         else:
-            with nest([hidden.shape[1]]) as (unit,):
-                store(hidden, [row, unit], load(following, [row, unit]))
+            with nest([self.hidden.shape[1]]) as (unit,):
+                store(self.hidden, [row, unit], load(self.following, [row, unit]))
+        layer.product.publish(layer, self, row)
         with nest([layer.outputs]) as (unit,):
-            store(self.results[0], [step, row, unit], narrowed(load(hidden, [row, unit]), storage))
+            store(self.written[0], [step, row, unit], narrowed(load(self.hidden, [row, unit]), storage))
 
     def _end(self, row: Any) -> None:
-        layer, (hidden, _, cell) = self.layer, self.scratch
-        storage = tvm_dtype(layer.dtype)
-        for result, state in zip(self.results[1:], (hidden, cell), strict=False):
+        storage = tvm_dtype(self.layer.dtype)
+        for result, state in zip(self.written[1 : self.results], (self.hidden, self.cell), strict=False):
             with nest([result.shape[1]]) as (unit,):
                 store(result, [row, unit], narrowed(load(state, [row, unit]), storage))
 
 
-def _lstm_cell(inputs: Sums, recurrent: Sums, place: _Place) -> None:
+def lstm_cell(inputs: Sums, recurrent: Sums, place: Place) -> None:
+    """Write the new cell and output of one unit of an LSTM."""
     enter, forget, candidate, leave = (inputs(gate) + recurrent(gate) for gate in range(4))
     kept = fast.sigmoid(forget) * load(place.cell, place.unit)
     store(place.cell, place.unit, kept + fast.sigmoid(enter) * fast.tanh(candidate))
     store(place.following, place.unit, fast.sigmoid(leave) * fast.tanh(load(place.cell, place.unit)))
 
 
-def _gru_cell(inputs: Sums, recurrent: Sums, place: _Place) -> None:
-    # the candidate takes the place of a sum that is not needed any more
-    candidate = [*place.sums[:1], 2, place.sums[1]]
-    store(place.registers, candidate, fast.tanh(inputs(2) + fast.sigmoid(inputs(0) + recurrent(0)) * recurrent(2)))
-    difference = load(place.hidden, place.unit) - load(place.registers, candidate)
+def gru_cell(inputs: Sums, recurrent: Sums, place: Place) -> None:
+    """Write the new output of one unit of a GRU."""
+    candidate = fast.tanh(inputs(2) + fast.sigmoid(inputs(0) + recurrent(0)) * recurrent(2))
+    store(place.registers, place.register, candidate)
+    difference = load(place.hidden, place.unit) - load(place.registers, place.register)
     update = fast.sigmoid(inputs(1) + recurrent(1))
-    store(place.following, place.unit, load(place.registers, candidate) + update * difference)
+    store(place.following, place.unit, load(place.registers, place.register) + update * difference)
 
 
-def _rnn(c: LoweringContext, operation: Operation) -> tuple[te.Tensor, ...]:
-    activation = _ACTIVATIONS[operation.attributes["activation"]]
-
-    def cell(inputs: Sums, recurrent: Sums, place: _Place) -> None:
+def _rnn_cell(activation: Callable[[Any], Any]) -> Callable[[Sums, Sums, Place], None]:
+    def cell(inputs: Sums, recurrent: Sums, place: Place) -> None:
         store(place.following, place.unit, activation(inputs(0) + recurrent(0)))
 
-    return _lowered(_Layer(c, operation, _Kind(1, 1, cell, joined=True)))
+    return cell
+
+
+def _lower(kind: Callable[[Operation], Kind]) -> Callable[..., tuple[te.Tensor, ...]]:
+    def lower(c: LoweringContext, operation: Operation) -> tuple[te.Tensor, ...]:
+        layer = Layer(c, operation, kind(operation), RealProduct())
+        if layer.operand(layer.kind.weight - 1) is not None:
+            raise c.unsupported("its inputs must be multiplied before (HoistRecurrentProjections)")
+        return lower_layer(layer)
+
+    return lower
 
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -366,7 +419,7 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
-    "lstm": _lower(_Kind(4, 2, _lstm_cell, joined=True)),
-    "gru": _lower(_Kind(3, 1, _gru_cell, joined=False)),
-    "rnn": _rnn,
+    "lstm": _lower(lambda _: Kind(4, 2, lstm_cell, weight=4, bias=6, projection=7)),
+    "gru": _lower(lambda _: Kind(3, 1, gru_cell, weight=3, bias=5)),
+    "rnn": _lower(lambda item: Kind(1, 1, _rnn_cell(_ACTIVATIONS[item.attributes["activation"]]), weight=3, bias=5)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from whet.ir.graph import Operation
 from whet.ir.types import DType
 
 _HALF = (DType.F16, DType.BF16)
+
+_LONG_SUM = 8192
+"""Terms from which a sum is taken in two stages."""
 
 
 def accumulator_dtype(dtype: DType) -> str:
@@ -32,7 +36,41 @@ def reduce_over(
     combine: Callable[..., Any],
     name: str,
 ) -> te.Tensor:
-    """combine(element(*index)) over `dims`; one stage with the reduced shape."""
+    """combine(element(*index)) over `dims`: one stage with the reduced shape, or two where a sum is long."""
+    inner = _inner_dims(source_shape, dims) if combine is te.sum else []
+    if not inner:
+        return _reduce(c, source_shape, dims, keepdims, element, combine, name)
+    partial = _reduce(c, source_shape, inner, True, element, combine, f"{name}_partial")
+    shape = [1 if dim in inner else size for dim, size in enumerate(source_shape)]
+
+    def sums(*index: Any) -> Any:
+        return partial(*(0 if dim in inner else i for dim, i in enumerate(index)))
+
+    return _reduce(c, shape, dims, keepdims, sums, combine, name)
+
+
+def _inner_dims(shape: Sequence[Dim], dims: Sequence[int]) -> list[int]:
+    """The trailing dimensions to sum first, so that no chain of additions is long: rounding errors grow with it.
+
+    Empty where a sum is short, of one dimension, or of unknown length.
+    """
+    sizes = [shape[dim] for dim in sorted(dims)]
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(sizes) < 2 or len(known) < len(sizes) or math.prod(known) < _LONG_SUM:
+        return []
+    split = min(range(1, len(known)), key=lambda at: max(math.prod(known[:at]), math.prod(known[at:])))
+    return sorted(dims)[split:]
+
+
+def _reduce(
+    c: LoweringContext,
+    source_shape: Sequence[Dim],
+    dims: Sequence[int],
+    keepdims: bool,
+    element: Callable[..., Any],
+    combine: Callable[..., Any],
+    name: str,
+) -> te.Tensor:
     axes = {dim: te.reduce_axis((0, c.dim(source_shape[dim])), name=f"r{dim}") for dim in sorted(dims)}
     kept = [dim for dim in range(len(source_shape)) if dim not in axes]
     shape = (
@@ -182,6 +220,20 @@ def _argument(better: Callable[[Any, Any], Any], lowest: Callable[[str], Any], n
     return lower
 
 
+def _sum_integer(c: LoweringContext, operation: Operation) -> te.Tensor:
+    """i32 sums of codes less their zero point (numerics: Q11)."""
+    value, attributes = operation.operand(0), operation.attributes
+    x, zero_point = c.tensor(value), attributes["x_zero_point"]
+    dims, shape = attributes["dims"], c.dims(operation.result.type.shape)
+    if any(value.type.shape[dim] == 0 for dim in dims):
+        return te.compute(shape, lambda *_: tirx.const(0, "int32"), name="empty_sum")
+
+    def centered(*index: Any) -> Any:
+        return x(*index).astype("int32") - tirx.const(zero_point, "int32")
+
+    return reduce_over(c, value.type.shape, dims, attributes["keepdims"], centered, te.sum, operation.name)
+
+
 _PRODUCT = te.comm_reducer(lambda x, y: x * y, lambda dtype: tirx.const(1, dtype), name="prod")
 _ANY = te.comm_reducer(lambda x, y: tirx.Or(x, y), lambda dtype: tirx.const(False, "bool"), name="any")
 _ALL = te.comm_reducer(lambda x, y: tirx.And(x, y), lambda dtype: tirx.const(True, "bool"), name="all")
@@ -212,6 +264,7 @@ def _as_truth(combine: Callable[..., Any]) -> Callable[..., te.Tensor]:
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "sum": _reduction(te.sum),
+    "sum_integer": _sum_integer,
     "mean": _reduction(te.sum, _divide),
     "prod": _reduction(_PRODUCT, empty=1),
     "amax": _reduction(nan_aware(lambda x, y: x > y, lowest, "amax")),

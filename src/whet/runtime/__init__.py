@@ -10,6 +10,7 @@ from whet.runtime.loading import load
 from whet.runtime.manifest import Dimension, Manifest, StateSpec, TargetSpec, TensorSpec
 from whet.runtime.safetensors import RawTensor
 from whet.runtime.session import LoadedModule, Program, Session
+from whet.runtime.storage_report import StorageReport, storage_of, storage_report
 from whet.runtime.structure import StructuredOutput
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RawTensor",
     "Session",
     "StateSpec",
+    "StorageReport",
     "StructuredOutput",
     "TargetSpec",
     "TensorSpec",
@@ -28,5 +30,7 @@ __all__ = [
     "read_bundle",
     "read_manifest",
     "set_threads",
+    "storage_of",
+    "storage_report",
     "write_bundle",
 ]

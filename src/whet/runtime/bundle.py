@@ -2,7 +2,8 @@
 
     lib.so                the compiled code
     weights.safetensors   the weights, in the order of the manifest
-    manifest.json         what they are (whet.runtime.manifest), with the checksum and size of the other two
+    weights.packed        those weights that take less room in another form (whet.runtime.storage), where there are any
+    manifest.json         what they are (whet.runtime.manifest), with the checksum and size of the others
 
 Reading checks everything before any code is loaded. The checksums find damage; they are no signature: whoever
 can write a bundle can put code into it, so load bundles only from whom you would take a program.
@@ -18,7 +19,7 @@ import secrets
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,20 +29,26 @@ from whet.errors import BundleError
 from whet.runtime.container import Stored, read_container
 from whet.runtime.dtypes import DTYPES, Array
 from whet.runtime.host import check_host, check_library
-from whet.runtime.manifest import Manifest, Member
+from whet.runtime.manifest import FORMAT_VERSION, Manifest, Member
+from whet.runtime.packing import Packed, pack
 from whet.runtime.safetensors import (
     ALIGNMENT,
     HEADER_LIMIT,
+    Entry,
     RawTensor,
     aligned_empty,
     chunks,
     decode_header,
 )
+from whet.runtime.storage import read_header, read_packed
+from whet.runtime.storage_header import PackedHeader
 
 LIBRARY: Final = "lib.so"
 WEIGHTS: Final = "weights.safetensors"
+PACKED: Final = "weights.packed"
 MANIFEST: Final = "manifest.json"
 _NAMES: Final = frozenset({LIBRARY, WEIGHTS, MANIFEST})
+_OPTIONAL: Final = frozenset({PACKED})
 _MANIFEST_LIMIT: Final = 64 << 20
 _BLOCK: Final = 1 << 20
 # The same bytes for the same model: zip can tell no time before 1980.
@@ -72,14 +79,28 @@ class Bundle:
     weights: Mapping[str, RawTensor]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the weights of a bundle lie, and the sizes of its members and of the file in bytes."""
+
+    plain: tuple[Entry, ...]
+    packed: PackedHeader | None
+    members: Mapping[str, int]
+    file: int
+
+
 def write_bundle(
     path: str | os.PathLike[str],
     manifest: Manifest,
     library_path: str | os.PathLike[str],
     weights: Mapping[str, Array | RawTensor],
+    *,
+    compress: bool = True,
 ) -> None:
     """Write the bundle, all or nothing: an older file at `path` stays whole until the new one is on the disk.
 
+    Weights are stored in the smallest exact form (whet.runtime.storage); without `compress` as they lie in memory,
+    which a device without the zstandard package reads too.
     `manifest.members` is filled in here. Raises BundleError: the path cannot be written, the disk is full, a
     weight that the manifest names is missing or not of the type it says.
     """
@@ -93,7 +114,8 @@ def write_bundle(
         if target.exists() and not target.is_file():
             reason = _WAYS_OUT[errno.EISDIR] if target.is_dir() else "it is no regular file: choose another name"
             raise BundleError(f"cannot write {path}: {reason}")
-        _replace(target, manifest, Path(library_path), tensors)
+        plain, packed = pack(tensors) if compress else (tensors, None)
+        _replace(target, manifest, Path(library_path), plain, packed)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -102,6 +124,23 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     with _reading(path) as (file, members):
         return _manifest(file, members, str(path))
+
+
+def read_layout(path: str | os.PathLike[str]) -> Layout:
+    """How the weights of a bundle, for any device, are stored; none is read. Raises BundleError for a damaged file."""
+    with _reading(path) as (file, members):
+        _manifest(file, members, str(path))
+        weights = members[WEIGHTS]
+        file.seek(weights.offset)
+        plain = _entries(lambda buffer: _fill(file, buffer, str(path), WEIGHTS), weights.size, str(path))
+        packed = None
+        if PACKED in members:
+            try:
+                packed, _ = read_header(file, members[PACKED].offset, members[PACKED].size)
+            except ValueError as error:
+                raise _damaged(str(path), PACKED, f"is not what it should be ({error})") from error
+        size = os.fstat(file.fileno()).st_size
+    return Layout(plain, packed, {name: item.size for name, item in members.items()}, size)
 
 
 def read_bundle(path: str | os.PathLike[str], *, for_this_host: bool = True) -> Bundle:
@@ -117,6 +156,8 @@ def read_bundle(path: str | os.PathLike[str], *, for_this_host: bool = True) -> 
         library = _read_library(file, members[LIBRARY], manifest.members[LIBRARY], str(path))
         check_library(library, manifest.target, str(path))
         weights = _read_weights(file, members[WEIGHTS], manifest.members[WEIGHTS], str(path))
+        if PACKED in members:
+            weights |= _read_packed(file, members[PACKED], manifest.members[PACKED], weights, str(path))
     _check_weights(manifest, weights, str(path))
     return Bundle(manifest, library, weights)
 
@@ -143,13 +184,15 @@ def _io_errors(doing: str) -> Iterator[None]:
         raise BundleError(f"{doing}: {reason}") from error
 
 
-def _replace(target: Path, manifest: Manifest, library: Path, weights: Mapping[str, RawTensor]) -> None:
+def _replace(
+    target: Path, manifest: Manifest, library: Path, weights: Mapping[str, RawTensor], packed: Packed | None
+) -> None:
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     # Opened by hand: the modules for temporary files would leave a file that only its owner can read.
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         with os.fdopen(descriptor, "w+b") as file:
-            _write(file, manifest, library, weights)
+            _write(file, manifest, library, weights, packed)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -169,13 +212,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write(file: BinaryIO, manifest: Manifest, library: Path, weights: Mapping[str, RawTensor]) -> None:
+def _write(
+    file: BinaryIO, manifest: Manifest, library: Path, weights: Mapping[str, RawTensor], packed: Packed | None
+) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         members = {
             LIBRARY: _add(archive, LIBRARY, _file_blocks(library), library.stat().st_size),
             WEIGHTS: _add(archive, WEIGHTS, chunks(weights), sum(len(piece) for piece in chunks(weights))),
         }
-        text = json.dumps(replace(manifest, members=members).to_json(), indent=1).encode()
+        if packed is not None:
+            member = _add(archive, PACKED, packed.pieces(), packed.size)
+            members[PACKED] = replace(member, expanded=packed.header.nbytes)
+        version = 1 if packed is None else FORMAT_VERSION
+        text = json.dumps(replace(manifest, members=members, format_version=version).to_json(), indent=1).encode()
         _add(archive, MANIFEST, (memoryview(text),), len(text))
 
 
@@ -201,7 +250,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Mapping[s
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"cannot read {path}: it is no regular file")
         try:
-            members = read_container(file, status.st_size, _NAMES)
+            members = read_container(file, status.st_size, _NAMES, _OPTIONAL)
         except ValueError as error:
             raise BundleError(f"{path} is not a whole bundle: {error}. Copy or save it again") from error
         yield file, members
@@ -225,7 +274,7 @@ def _manifest(file: BinaryIO, members: Mapping[str, Stored], path: str) -> Manif
     except (ValueError, RecursionError) as error:
         raise _damaged(path, MANIFEST, f"is not JSON ({error})") from error
     manifest = Manifest.from_json(value, str(path))
-    if set(manifest.members) != {LIBRARY, WEIGHTS}:
+    if set(manifest.members) != members.keys() - {MANIFEST}:
         raise _damaged(path, MANIFEST, f"describes the members {sorted(manifest.members)}")
     for name, member in manifest.members.items():
         if member.size != members[name].size:
@@ -257,24 +306,14 @@ def _read_weights(file: BinaryIO, stored: Stored, member: Member, path: str) -> 
     A mapped file would save this read, but a bundle overwritten in place would then crash the running
     process.
     """
-    file.seek(stored.offset)
     digest = hashlib.sha256()
+    file.seek(stored.offset)
 
     def take(buffer: memoryview) -> None:
         _fill(file, buffer, path, WEIGHTS)
         digest.update(buffer)
 
-    length = bytearray(min(8, stored.size))
-    take(memoryview(length))
-    header_size = int.from_bytes(length, "little")
-    if len(length) < 8 or header_size > min(stored.size - 8, HEADER_LIMIT):
-        raise _damaged(path, WEIGHTS, f"claims a header of {header_size} bytes")
-    header = bytearray(header_size)
-    take(memoryview(header))
-    try:
-        entries = decode_header(bytes(header), stored.size - 8 - header_size)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, WEIGHTS, f"is not a safetensors file ({error})") from error
+    entries = _entries(take, stored.size, path)
     block = aligned_empty(sum(_padded(entry.end - entry.begin) for entry in entries))
     weights: dict[str, RawTensor] = {}
     position = 0
@@ -286,6 +325,43 @@ def _read_weights(file: BinaryIO, stored: Stored, member: Member, path: str) -> 
     if digest.hexdigest() != member.sha256:
         raise _damaged(path, WEIGHTS, "does not have its checksum (sha256)")
     return weights
+
+
+def _entries(take: Callable[[memoryview], None], size: int, path: str) -> tuple[Entry, ...]:
+    """Where the tensors of the weights file lie. `take` fills a buffer with what comes next in the file."""
+    length = bytearray(min(8, size))
+    take(memoryview(length))
+    header_size = int.from_bytes(length, "little")
+    if len(length) < 8 or header_size > min(size - 8, HEADER_LIMIT):
+        raise _damaged(path, WEIGHTS, f"claims a header of {header_size} bytes")
+    header = bytearray(header_size)
+    take(memoryview(header))
+    try:
+        return decode_header(bytes(header), size - 8 - header_size)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, WEIGHTS, f"is not a safetensors file ({error})") from error
+
+
+def _read_packed(
+    file: BinaryIO, stored: Stored, member: Member, plain: Mapping[str, RawTensor], path: str
+) -> dict[str, RawTensor]:
+    """Hold the checksum against the whole member first: what is expanded is what was written."""
+    file.seek(stored.offset)
+    digest, left = hashlib.sha256(), stored.size
+    while left:
+        block = file.read(min(left, _BLOCK))
+        if not block:
+            raise _damaged(path, PACKED, "ends too early")
+        digest.update(block)
+        left -= len(block)
+    if digest.hexdigest() != member.sha256:
+        raise _damaged(path, PACKED, "does not have its checksum (sha256)")
+    if member.expanded is None:
+        raise _damaged(path, MANIFEST, f"does not say what {PACKED} expands to")
+    try:
+        return read_packed(file, stored.offset, stored.size, member.expanded, plain)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise _damaged(path, PACKED, f"is not what it should be ({error})") from error
 
 
 def _padded(size: int) -> int:

@@ -40,14 +40,16 @@ class Stored:
     crc32: int
 
 
-def read_container(file: BinaryIO, file_size: int, names: frozenset[str]) -> Mapping[str, Stored]:
-    """Where the members lie. Raises ValueError unless the file is a zip of exactly the members `names`, each
-    stored once, with nothing before, between or after them.
+def read_container(
+    file: BinaryIO, file_size: int, names: frozenset[str], optional: frozenset[str] = frozenset()
+) -> Mapping[str, Stored]:
+    """Where the members lie. Raises ValueError unless the file is a zip of the members `names`, and perhaps of those
+    of `optional`, each stored once, with nothing before, between or after them.
     """
     start, size, count = _directory(file, file_size)
-    if count != len(names):
+    if not len(names) <= count <= len(names) + len(optional):
         raise ValueError(f"it has {count} members in place of {len(names)}")
-    # Three members with short names: anything longer is not ours, and is not read into memory.
+    # Few members with short names: anything longer is not ours, and is not read into memory.
     if size > count * (_CENTRAL.size + _LONGEST_NAME):
         raise ValueError(f"its directory takes {size} bytes")
     directory = _read(file, start, size)
@@ -55,12 +57,15 @@ def read_container(file: BinaryIO, file_size: int, names: frozenset[str]) -> Map
     position = data_end = 0
     for _ in range(count):
         name, stored, position = _member(file, directory, position, data_end)
-        if name not in names:
+        if name not in names | optional:
             raise ValueError(f"it has the unknown member {name!r}")
         if name in members:
             raise ValueError(f"it has the member {name!r} twice")
         members[name] = stored
         data_end = stored.offset + stored.size
+    missing = sorted(names - members.keys())
+    if missing:
+        raise ValueError(f"it has no member {missing[0]!r}")
     if position != size or data_end != start:
         raise ValueError("its members do not fill it")
     return members

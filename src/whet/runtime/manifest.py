@@ -17,7 +17,8 @@ from whet.runtime.dimensions import parse
 from whet.runtime.dtypes import element_type
 from whet.runtime.structure import Spec, check
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""The newest format that is read: 2 has packed weights."""
 DEVICES: Final = ("cpu", "cuda")
 
 Dim = int | str
@@ -115,10 +116,15 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Member:
-    """Checksum and size in bytes of one file in the bundle."""
+    """Checksum and size in bytes of one file in the bundle; `expanded` is what packed weights take in memory."""
 
     sha256: str
     size: int
+    expanded: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that say something."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Manifest:
     parameters: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, Member] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     def __post_init__(self) -> None:
         check(self.input_structure, len(self.inputs))
@@ -171,7 +177,7 @@ class Manifest:
             "output_structure": self.output_structure,
             "parameters": list(self.parameters),
             "versions": dict(self.versions),
-            "members": {name: dict(vars(item)) for name, item in self.members.items()},
+            "members": {name: item.to_json() for name, item in self.members.items()},
         }
 
     @classmethod
@@ -286,4 +292,4 @@ def _member(reader: _Reader) -> Member:
     digest = reader.text("sha256")
     if not _HEX.fullmatch(digest):
         raise ValueError(f"{reader.path}sha256 is {digest[:70]!r}")
-    return Member(digest, reader.integer("size"))
+    return Member(digest, reader.integer("size"), reader.optional_integer("expanded"))

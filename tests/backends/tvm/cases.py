@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.backends.tvm.one_op import accepted
+from tests.backends.tvm.one_op import CONSTANTS, accepted
 from tests.ir.samples import SAMPLES, Sample
 from whet.ir import DType
-from whet.ir.ops import elementwise
+from whet.ir.ops import CATALOGUE, elementwise
+from whet.ir.ops.recurrent import Recurrent
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -213,32 +214,45 @@ def _resizing() -> Iterator[Sample]:
     yield Sample("grid_sample", (x, grid), {"border": "reflection"}, label="3d")
 
 
-def recurrent(op: str, length: int, batch: int, features: int, units: int, dtype: torch.dtype = torch.float32,
+def recurrent(op: str, length: int, batch: int, units: int, dtype: torch.dtype = torch.float32,
               biases: bool = True, projection: int | None = None, **attributes: Any) -> Sample:  # fmt: skip
-    """A layer with small random weights."""
+    """A layer whose inputs are multiplied already, with small random weights."""
     rows, outputs = {"lstm": 4, "gru": 3, "rnn": 1}[op] * units, projection or units
 
     def weight(*shape: int) -> Tensor:
         return data(dtype, *shape, scale=0.3)
 
     states = [weight(batch, outputs), *([weight(batch, units)] if op == "lstm" else [])]
-    operands = [weight(length, batch, features), *states, weight(rows, features), weight(rows, outputs)]
-    operands += [weight(rows), weight(rows)] if biases else []
-    if projection is not None:
-        operands += [weight(outputs, units)] if biases else [None, None, weight(outputs, units)]  # type: ignore[list-item]
-    return Sample(op, tuple(operands), attributes, label=f"{length}x{batch}x{features}x{units}")
+    operands: list[Tensor | None] = [weight(length, batch, rows), *states, None, weight(rows, outputs)]
+    operands += [None, weight(rows) if biases else None, *([] if projection is None else [weight(outputs, units)])]
+    return Sample(op, tuple(operands), attributes, label=f"{length}x{batch}x{units}")
+
+
+def recurrent_integer(op: str, length: int, batch: int, units: int) -> Sample:
+    """A layer whose inputs are multiplied already, with random codes as weights."""
+    gates, states = {"lstm_integer": (4, 2), "gru_integer": (3, 1)}[op]
+    reals = [data(torch.float32, length, batch, gates * units, scale=0.5)]
+    reals += [data(torch.float32, batch, units, scale=0.3) for _ in range(states)]
+    codes = torch.randint(-128, 128, (gates * units, units), generator=_generator).to(torch.int8)
+    multiplier = torch.rand(gates * units, generator=_generator) / 5e4
+    bias = [data(torch.float32, gates * units)] if op == "gru_integer" and batch > 1 else []
+    operands = (*reals, codes, multiplier, torch.tensor(1 / 127), *bias)
+    return Sample(op, operands, label=f"{length}x{batch}x{units}")
 
 
 def _recurrent() -> Iterator[Sample]:
     for op in ("lstm", "gru", "rnn"):
-        for sizes in ((5, 3, 4, 6), (3, 1, 8, 40), (4, 4, 3, 33)):
+        for sizes in ((5, 3, 6), (3, 1, 40), (4, 4, 33), (3, 2, 64)):
             yield recurrent(op, *sizes)
-        yield recurrent(op, 2, 2, 3, 5, biases=False)
+        yield recurrent(op, 2, 2, 5, biases=False)
         for dtype in (torch.float64, torch.float16, torch.bfloat16):
-            yield recurrent(op, 4, 2, 4, 20, dtype)
-    yield recurrent("rnn", 4, 3, 5, 6, activation="relu")
-    yield recurrent("lstm", 4, 3, 5, 20, projection=7)
-    yield recurrent("lstm", 4, 2, 5, 7, biases=False, projection=33)
+            yield recurrent(op, 4, 2, 20, dtype)
+    yield recurrent("rnn", 4, 3, 6, activation="relu")
+    yield recurrent("lstm", 4, 3, 20, projection=7)
+    yield recurrent("lstm", 4, 2, 7, biases=False, projection=33)
+    for op in ("lstm_integer", "gru_integer"):
+        for sizes in ((5, 3, 6), (3, 1, 40), (4, 4, 33), (3, 2, 64), (0, 2, 5)):
+            yield recurrent_integer(op, *sizes)
 
 
 def _odd_shapes() -> Iterator[Sample]:
@@ -261,20 +275,43 @@ def _odd_shapes() -> Iterator[Sample]:
     yield Sample("softmax", (data(torch.float32),), {"axis": 0}, label="scalar")
     yield Sample("topk", (data(torch.float32, 3, 4),), {"axis": 1, "k": 0}, label="none")
     yield Sample("matmul", (data(torch.float32, 3, 0), data(torch.float32, 0, 4)), label="empty sum")
+    yield from _empty_sums()
     yield Sample("take", (data(torch.float32, 5, 2), torch.zeros(0, dtype=torch.int64)), {"axis": 0}, label="none")
     yield Sample("slice", (data(torch.float32, 5),), {"starts": (2,), "stops": (2,), "steps": (1,)}, label="none")
 
 
+def _empty_sums() -> Iterator[Sample]:
+    """Contractions over no channel at all, which leave the bias."""
+    bias, window = data(torch.float32, 5), {"stride": (1, 1), "dilation": (1, 1)}
+    for dtype in FLOATS:
+        yield Sample("linear", (data(dtype, 3, 0), data(dtype, 5, 0), bias.to(dtype)), label="empty sum")
+    yield Sample("linear", (data(torch.float32, 3, 0), data(torch.float32, 5, 0)), label="empty sum, no bias")
+    for layout, shape in (("channels_first", (2, 0, 4, 4)), ("channels_last", (2, 4, 4, 0))):
+        x, attributes = data(torch.float32, *shape), {**window, "layout": layout}
+        padded = {**attributes, "padding": ((1, 1), (0, 1))}
+        yield Sample("conv", (x, data(torch.float32, 5, 0, 3, 3), bias), padded, label="empty sum")
+        up = {**attributes, "padding": (0, 0), "output_padding": (0, 0)}
+        yield Sample("conv_transpose", (x, data(torch.float32, 0, 5, 3, 3), bias), up, label="empty sum")
+    codes = data(torch.uint8, 3, 0), data(torch.int8, 5, 0), data(torch.int32, 5)
+    yield Sample("linear_integer", codes, {"x_zero_point": 7}, label="empty sum")
+
+
 def _samples_of_the_ir() -> Iterator[Sample]:
     for sample in SAMPLES:
-        if sample.op not in REMOVED:
+        if sample.op not in REMOVED and not _has_projection(sample):
             types = FLOATS[1:] if sample.op not in {item.op for item in ELEMENTWISE} else FLOATS[1:2]
-            own = {"quantize", "dequantize", "requantize"}
+            own = {"quantize", "dequantize", "requantize", "dequantize_blocks", *CONSTANTS}
             yield from (sample.cast(dtype) for dtype in (types if sample.op not in own else FLOATS[1:2]))
 
 
-REMOVED = frozenset({"constant", "attention"})
-"""Operations that need no lowering: constants are weights, and attention is decomposed before."""
+def _has_projection(sample: Sample) -> bool:
+    """Whether it is a recurrent layer that multiplies its inputs, which preparation takes out."""
+    definition = CATALOGUE[sample.op]
+    return isinstance(definition, Recurrent) and sample.operands[1 + definition.states] is not None
+
+
+REMOVED = frozenset({"constant", "attention", "fake_quantize"})
+"""Operations that need no lowering: constants are weights; attention and fake_quantize are decomposed before."""
 
 ELEMENTWISE = tuple(sample for sample in _of_every_type() if accepted(sample))
 FAMILIES = {

@@ -18,14 +18,19 @@ from whet.backends.tvm.schedule.rules import schedule_cpu
 from whet.ir import Builder, DType, Graph
 from whet.ir.definition import InferError
 from whet.ir.ops import CATALOGUE
-from whet.ir.target import get_target
+from whet.ir.target import Target, get_target
+
+CONSTANTS = {"lstm_integer": (3, 4, 5), "gru_integer": (2, 3, 4)}
+"""Operands that must be constants, as quantization leaves them."""
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """numerics: T1."""
 
 
 def graph_of(samples: Sequence[Sample], constants: Sequence[Sequence[int]] | None = None) -> tuple[Graph, list[Tensor]]:
-    """One operation a sample; operands in the slots that `constants` lists are constants, the others inputs."""
+    """One operation a sample; operands in the slots that `constants` (else `CONSTANTS`) lists are constants, the others
+    inputs.
+    """
     graph = Graph()
     builder = Builder(graph)
     feeds: list[Tensor] = []
@@ -34,7 +39,7 @@ def graph_of(samples: Sequence[Sample], constants: Sequence[Sequence[int]] | Non
         for slot, (type, tensor) in enumerate(zip(sample.types(), sample.operands, strict=True)):
             if type is None or tensor is None:
                 values.append(None)
-            elif constants is not None and slot in constants[number]:
+            elif slot in (CONSTANTS.get(sample.op, ()) if constants is None else constants[number]):
                 values.append(builder.constant(tensor, dtype=DType.I4 if type.dtype is DType.I4 else None))
             else:
                 values.append(builder.input(f"x{len(feeds)}", type))
@@ -43,9 +48,9 @@ def graph_of(samples: Sequence[Sample], constants: Sequence[Sequence[int]] | Non
     return graph, feeds
 
 
-def run(graph: Graph, feeds: Sequence[Tensor]) -> tuple[list[Tensor], EmittedModule]:
+def run(graph: Graph, feeds: Sequence[Tensor], target: Target | str = "x86") -> tuple[list[Tensor], EmittedModule]:
     """Outputs of the compiled graph on this machine, as it is: nothing prepares it."""
-    target = get_target("x86")
+    target = get_target(target)
     emitted = emit(graph, target, schedule_cpu, lambda name: None)
     machine = relax.VirtualMachine(build(emitted.module, target), tvm.cpu())
     arguments = [_to_tvm(tensor) for tensor in (*feeds, *emitted.weights.values())]

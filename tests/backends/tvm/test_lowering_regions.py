@@ -196,13 +196,14 @@ SYMBOLIC: dict[str, Build] = {
     "nearest": lambda b: [
         b.resize(x := _images(b), size=(2 * x.type.shape[2], 5), mode="nearest", coordinates="asymmetric")
     ],
-    "lstm": lambda b: list(b.lstm(_steps(b), *map(b.constant, _LSTM))),
-    "gru": lambda b: list(b.gru(_steps(b), b.constant(_LSTM[0]), *(b.constant(item[: 18]) for item in _LSTM[2:]))),
+    "lstm": lambda b: list(b.lstm(_steps(b, 24), *map(b.constant, _STATES), None, b.constant(_RECURRENT))),
+    "gru": lambda b: list(b.gru(_steps(b, 18), b.constant(_STATES[0]), None, b.constant(_RECURRENT[:18]))),
 }  # fmt: skip
-_LSTM = [torch.randn(2, 6), torch.randn(2, 6), torch.randn(24, 4), torch.randn(24, 6), torch.randn(24), torch.randn(24)]
+_STATES, _RECURRENT = (torch.randn(2, 6), torch.randn(2, 6)), torch.randn(24, 6)
 _SHAPES = {
     **dict.fromkeys(("max_pool", "adaptive", "resize", "nearest"), (2, 3, None, 7)),
-    **dict.fromkeys(("lstm", "gru"), (None, 2, 4)),
+    "lstm": (None, 2, 24),
+    "gru": (None, 2, 18),
 }
 
 
@@ -214,8 +215,8 @@ def _images(b: Builder) -> Value:
     return b.input("x", TensorType((2, 3, symbol("n"), 7), F32))
 
 
-def _steps(b: Builder) -> Value:
-    return b.input("x", TensorType((symbol("n"), 2, 4), F32))
+def _steps(b: Builder, features: int) -> Value:
+    return b.input("x", TensorType((symbol("n"), 2, features), F32))
 
 
 @pytest.mark.parametrize("name", SYMBOLIC)

@@ -19,14 +19,17 @@ from whet.ir.ops import (
     attention,
     contraction,
     elementwise,
+    fake_quantize,
     normalization,
     pooling,
     quantized,
     recurrent,
+    recurrent_integer,
     reduction,
     resize,
     shape,
     source,
+    weights,
 )
 from whet.ir.printer import graph_tensors
 
@@ -34,14 +37,20 @@ FAMILIES = (
     attention,
     contraction,
     elementwise,
+    fake_quantize,
     normalization,
     pooling,
     quantized,
     recurrent,
+    recurrent_integer,
     reduction,
     resize,
     shape,
     source,
+    weights,
+)
+_F32_ONLY = frozenset(
+    {"quantize", "dequantize", "requantize", "lstm_integer", "gru_integer", "dequantize_blocks", "fake_quantize"}
 )
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
 
@@ -79,7 +88,7 @@ def test_every_operation_of_these_families_has_a_sample() -> None:
 @every_sample
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_evaluate_gives_the_types_that_infer_says(sample: Sample, dtype: torch.dtype) -> None:
-    if sample.op in ("quantize", "dequantize", "requantize"):
+    if sample.op in _F32_ONLY:
         dtype = torch.float32  # scales are
     cast = sample.cast(dtype)
     results = evaluate(cast)
@@ -145,7 +154,7 @@ def test_ties_name_dimensions_that_exist(sample: Sample) -> None:
 # Along these dimensions every element depends on others, though they prune one by one.
 MIXING = {
     "softmax": {1}, "log_softmax": {1}, "layer_norm": {1, 2}, "rms_norm": {2}, "group_norm": {1, 2, 3},
-    "lstm": {0, 1, 2}, "gru": {0, 1, 2}, "rnn": {0, 1, 2},
+    "lstm": {0, 1, 2}, "gru": {0, 1, 2}, "rnn": {0, 1, 2}, "lstm_integer": {0, 1, 2}, "gru_integer": {0, 1, 2},
     "cumsum": {1}, "cumprod": {1}, "cummax": {1}, "cummin": {1}, "logcumsumexp": {1},
 }  # fmt: skip
 

@@ -11,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import whet
 from tests.e2e.networks import ResidualConvs, relative_error, seeded
+from tests.passes.equality import build, count, weight
 from whet.errors import PassError
 from whet.frontend import import_model
-from whet.ir import DType, Graph, Interpreter, print_graph, verify
+from whet.ir import Builder, DType, Graph, Interpreter, Value, print_graph, verify
 from whet.ir.target import get_target
-from whet.passes import Context, PassManager, QuantizeStatic
+from whet.passes import Context, PassManager, QuantizeStatic, Tracer
 from whet.passes.quantization.parameters import asymmetric, quantize_weight, symmetric_per_channel
 
 BATCHES = [(torch.randn(1, 3, 33, 33, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
@@ -58,6 +60,7 @@ def test_every_layer_becomes_integer_and_the_answer_stays_near() -> None:
     verify(graph)
     names = [operation.name for operation in graph.operations]
     assert names.count("conv_integer") == 4 and names.count("linear_integer") == 1
+    assert names.count("sum_integer") == 1
     assert not {"conv", "linear", "batch_norm"} & set(names)
     for (x,) in BATCHES:
         assert relative_error(Interpreter(graph)(x)[0], model(x)) < 0.1
@@ -114,3 +117,130 @@ def test_the_given_graph_is_left_alone() -> None:
     before = print_graph(graph)
     QuantizeStatic().run(graph, Context(target=get_target("avx2"), calibration=BATCHES))
     assert print_graph(graph) == before
+
+
+class Branches(torch.nn.Module):
+    """What is added, concatenated and pooled: convolutions' results, straight and through activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.third = (torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(3))
+        self.inner, self.outer = torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(24, 16, 3)
+        self.classifier = torch.nn.Linear(16 * 9, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = torch.relu(torch.relu(self.left(x)) + self.right(x))
+        joined = torch.cat([total, self.inner(total), torch.nn.functional.hardtanh(self.third(x), -0.5, 0.5)], 1)
+        pooled = torch.nn.functional.avg_pool2d(torch.nn.functional.max_pool2d(joined, 2), 2, 1)
+        last = torch.nn.functional.adaptive_avg_pool2d(torch.nn.functional.relu6(self.outer(pooled)), 3)
+        return self.classifier(last.flatten(1))
+
+
+def test_additions_concats_and_pools_read_codes() -> None:
+    """One operand of an addition of two convolutions stays in the kernel that makes it; all else is 8-bit."""
+    torch.manual_seed(0)
+    model, batches = Branches().eval(), [(torch.randn(2, 3, 18, 18),) for _ in range(2)]
+    context = Context(target=get_target("x86"), calibration=batches)
+    graph = PassManager([QuantizeStatic()]).run(import_model(model, batches[0]), context).graph
+    found = count(graph)
+    assert found["conv_integer"] == 5 and found["linear_integer"] == 1 and found["sum_pool_integer"] == 2
+    for name in ("concat", "max_pool", "reshape"):
+        assert {op.result.type.dtype for op in graph.operations if op.name == name} == {DType.U8}
+    (add,) = (op for op in graph.operations if op.name == "add")
+    assert sorted(str(value.producer.name) for value in add.operands if value and value.producer) == [
+        "dequantize",
+        "relu",
+    ]
+    compiled = whet.optimize(graph, "x86")
+    for (x,) in batches:
+        assert torch.equal(compiled(x), Interpreter(graph)(x)[0])
+        assert relative_error(compiled(x), model(x)) < 0.05
+
+
+def test_without_folding_the_graph_is_a_real_one() -> None:
+    model = seeded(ResidualConvs())
+    graph, folded = quantized(model, fold=False), quantized(model)
+    found = count(graph)
+    assert found["conv"] == 4 and found["linear"] == 1 and found["conv_integer"] == 0
+    assert found["dequantize"] == found["quantize"] + 5
+    for (x,) in BATCHES:
+        assert relative_error(Interpreter(graph)(x)[0], Interpreter(folded)(x)[0]) < 0.02
+
+
+def test_tokens_keep_a_real_residual_stream() -> None:
+    def body(b: Builder, x: Value) -> Value:
+        norm = b.layer_norm(x, b.constant(weight(16)), b.constant(weight(16, seed=1)), rank=1, epsilon=1e-5)
+        return b.add(norm, b.linear(b.gelu(b.linear(norm, b.constant(weight(32, 16)))), b.constant(weight(16, 32))))
+
+    graph = build(body, (2, 5, 16))
+    context = Context(calibration=[(weight(2, 5, 16, seed=4),)])
+    result = PassManager([QuantizeStatic()]).run(graph, context).graph
+    (add,) = (op for op in result.operations if op.name == "add")
+    assert "layer_norm" in [value.producer.name for value in add.operands if value and value.producer]
+    assert count(result)["linear_integer"] == 2
+
+
+def test_a_bias_beside_weights_of_zero_survives() -> None:
+    """A pruned channel is its bias; a scale of nothing would take it away."""
+
+    def body(b: Builder, x: Value) -> Value:
+        rows = weight(4, 16)
+        rows[1] = 0
+        return b.linear(x, b.constant(rows), b.constant(torch.tensor([0.5, 3.0, -1.0, 0.0])))
+
+    graph = build(body, (2, 16))
+    x = weight(2, 16, seed=1)
+    result = PassManager([QuantizeStatic()]).run(graph, Context(calibration=[(x,)])).graph
+    assert count(result)["add"] == 0
+    assert Interpreter(result)(x)[0][:, 1].tolist() == [pytest.approx(3.0, rel=1e-5)] * 2
+
+
+@pytest.mark.parametrize("options", [{"bits": 5}, {"weight_bits": 3}, {"symmetric": True}, {"per_channel": False}])
+@pytest.mark.parametrize("dtype", [DType.U8, DType.I8])
+def test_other_formats(options: dict[str, object], dtype: DType) -> None:
+    model = seeded(ResidualConvs())
+    graph = quantized(model, activation_dtype=dtype, **options)
+    (x,) = BATCHES[0]
+    assert relative_error(Interpreter(graph)(x)[0], model(x)) < 0.5
+    if options.get("bits") == 5:
+        low, high = (0, 31) if dtype is DType.U8 else (-16, 15)
+        graph.outputs = [op.operand(0) for op in graph.operations if op.name == "conv_integer"]
+        graph.output_structure = None
+        for codes in Interpreter(graph)(x):
+            assert low <= codes.min() and codes.max() <= high
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"observer": "best"}, "no observer 'best'"),
+        ({"operations": ("softmax",)}, "cannot quantize softmax"),
+        ({"bits": 1}, "from 2 to 8"),
+        ({"weight_observer": "kl"}, "minmax, mse"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
+    with pytest.raises(PassError, match=said):
+        quantized(seeded(ResidualConvs()), **options)
+
+
+def test_what_calibration_does_not_reach() -> None:
+    graph = build(lambda b, x: b.linear(x, b.constant(weight(3, 8))), (0, 8))
+    with pytest.raises(PassError, match=r"never reached %x0: f32\[0, 8\]"):
+        QuantizeStatic().run(graph, Context(calibration=[(torch.zeros(0, 8),)]))
+
+
+def test_values_that_are_not_finite() -> None:
+    graph = build(lambda b, x: b.linear(b.log(x), b.constant(weight(3, 8))), (2, 8))
+    with pytest.raises(PassError, match=r"%log.* of log at .* is not finite"):
+        QuantizeStatic().run(graph, Context(calibration=[(torch.full((2, 8), -1.0),)]))
+
+
+def test_a_sum_too_long_stays_real_and_is_told() -> None:  # numerics: Q6
+    def body(b: Builder, x: Value) -> Value:
+        return b.linear(x, b.constant(torch.ones(1, 66312)))
+
+    tracer, graph = Tracer(), build(body, (1, 66312))
+    context = Context(calibration=[(torch.ones(1, 66312),)], tracer=tracer)
+    assert not QuantizeStatic().run(graph, context).modified
+    assert "sums 66312 products, of which 32 bits hold 66311" in tracer.report()

@@ -1,0 +1,1 @@
+"""What compression must show on real models and data; `python -m benchmarks.compression` runs them."""

@@ -1,0 +1,211 @@
+"""ResNet-20 on CIFAR-10: channels removed, a smaller student, integers, and everything together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.cases import saved
+from benchmarks.cases.case import Case, Requirement, Workshop
+from benchmarks.cases.classification import (
+    apply,
+    baseline_graph,
+    cifar10,
+    compare_accuracy,
+    context,
+    first_picture,
+    symbolic_batch,
+)
+from benchmarks.models.small import ResNetCifar
+from whet.ir import Graph
+from whet.ir.target import get_target
+from whet.passes import (
+    Budget,
+    Context,
+    Distill,
+    Factorize,
+    FineTune,
+    QuantizationAware,
+    QuantizeStatic,
+    StructuredPruning,
+)
+
+STUDENT_WIDTH = 8
+STUDENT_EPOCHS = 25
+SEEDS = (0, 1, 2)
+_TRAIN: dict[str, Any] = {"precision": "bf16", "weight_decay": 5e-4, "schedule": "one-cycle"}
+"""Whole trainings; the learning rate rises and falls once (Smith & Topin 2019)."""
+_DISTILL: dict[str, Any] = _TRAIN | {"temperature": 4.0, "alpha": 0.3}
+
+
+def _context(graph: Graph, workshop: Workshop, augment: bool = True, seed: int = 0) -> Context:
+    data = context(cifar10, workshop, augment=augment, seed=seed)
+    data.target = get_target("x86")
+    data.original = graph
+    return data
+
+
+def _pruned(flops: float, epochs: int, graph: Graph, workshop: Workshop) -> Graph:
+    """Channels removed down to a share of the FLOPs, then distilled from the original."""
+    recover = Distill(epochs=epochs, learning_rate=0.1, checkpoint=str(workshop.folder / "recover"), **_DISTILL)
+    prune = StructuredPruning(criterion="taylor", scope="global", budget=Budget("flops", flops), round_to=1)
+    return apply(graph, [prune, recover], _context(graph, workshop))
+
+
+def _int8(graph: Graph, workshop: Workshop) -> Graph:
+    return apply(graph, [QuantizeStatic()], _context(graph, workshop))
+
+
+def _int4(graph: Graph, workshop: Workshop) -> Graph:
+    train = QuantizationAware(
+        weight_bits=4,
+        learned_step=True,
+        epochs=15,
+        learning_rate=0.01,
+        weight_decay=1e-4,
+        checkpoint=str(workshop.folder / "train"),
+    )
+    return apply(graph, [train], _context(graph, workshop))
+
+
+def _all_four(graph: Graph, workshop: Workshop) -> Graph:
+    """prune -> factorize -> distill -> int8, over one graph."""
+    recover = Distill(epochs=40, learning_rate=0.1, checkpoint=str(workshop.folder / "recover"), **_DISTILL)
+    passes = [
+        StructuredPruning(criterion="taylor", scope="global", budget=Budget("parameters", 0.45), round_to=1),
+        Factorize(ratio=0.75),
+        recover,
+        QuantizeStatic(),
+    ]
+    return apply(graph, passes, _context(graph, workshop))
+
+
+def _trained(workshop: Workshop) -> Graph:
+    return baseline_graph("resnet20", cifar10)
+
+
+def _student(seed: int) -> Graph:
+    torch.manual_seed(seed)
+    return symbolic_batch(ResNetCifar(width=STUDENT_WIDTH).eval(), torch.zeros(2, 3, 32, 32))
+
+
+def _alone(seed: int, workshop: Workshop) -> Graph:
+    """The student trained on labels alone, with everything else as for the distilled one."""
+
+    def train() -> Graph:
+        recipe = FineTune(epochs=STUDENT_EPOCHS, learning_rate=0.4, checkpoint=str(workshop.folder / "alone"), **_TRAIN)
+        student = _student(seed)
+        return apply(student, [recipe], _context(student, workshop, seed=seed))
+
+    return saved.saved_or_made(saved.place(f"resnet20-alone-{seed}", committed=True), train, workshop.train)
+
+
+def _distilled(seed: int, teacher: Graph, workshop: Workshop) -> Graph:
+    train = Distill(
+        teacher=teacher,
+        epochs=STUDENT_EPOCHS,
+        learning_rate=0.4,
+        checkpoint=str(workshop.folder / "distilled"),
+        **_DISTILL,
+    )
+    student = _student(seed)
+    return apply(student, [train], _context(student, workshop, seed=seed))
+
+
+def _accuracy_case(
+    name: str,
+    title: str,
+    compress: Callable[[Graph, Workshop], Graph],
+    requirements: tuple[Requirement, ...],
+    reference: str = "-",
+    integer: bool = False,
+) -> Case:
+    return Case(
+        name,
+        title,
+        _trained,
+        compress,
+        functools.partial(compare_accuracy, cifar10),
+        functools.partial(first_picture, cifar10),
+        requirements,
+        reference,
+        integer,
+    )
+
+
+def _loses_at_most(points: float) -> Requirement:
+    return Requirement(f"at most {points} pp", lambda result: result.metric("accuracy").difference >= -points - 1e-9)
+
+
+_INTEGER = Requirement("at least 95 % of MACs in integers", lambda result: result.integer_share >= 0.95)
+
+
+def _fewer_flops(times: float) -> Requirement:
+    return Requirement(f"at least {times:.0f} x fewer FLOPs", lambda result: result.fewer_flops >= times)
+
+
+def _student_case(seed: int) -> Case:
+    """`original` is the student trained on labels alone; `compressed` the same one, distilled."""
+    name = f"resnet20-student-{seed}"
+
+    def compress(alone: Graph, workshop: Workshop) -> Graph:
+        return _distilled(seed, _trained(workshop), workshop)
+
+    return Case(
+        name,
+        f"half-width ResNet-20, seed {seed}: trained alone (left) and distilled (right)",
+        functools.partial(_alone, seed),
+        compress,
+        functools.partial(compare_accuracy, cifar10),
+        functools.partial(first_picture, cifar10),
+        (Requirement("distilled beats alone", lambda result: result.metric("accuracy").difference > 0),),
+        "Hinton et al. 2015",
+    )
+
+
+CASES = (
+    _accuracy_case(
+        "resnet20-prune2",
+        "ResNet-20, CIFAR-10: half the FLOPs, channels removed, distilled",
+        functools.partial(_pruned, 0.495, 60),
+        (_fewer_flops(2.0), _loses_at_most(0.3)),
+        "Torch-Pruning ResNet-56: 2.1 x at +0.2",
+    ),
+    _accuracy_case(
+        "resnet20-prune4",
+        "ResNet-20, CIFAR-10: a quarter of the FLOPs, channels removed, distilled",
+        functools.partial(_pruned, 0.2475, 60),
+        (_fewer_flops(4.0), _loses_at_most(1.5)),
+    ),
+    _accuracy_case(
+        "resnet20-int8",
+        "ResNet-20, CIFAR-10: static int8",
+        _int8,
+        (_loses_at_most(0.3), _INTEGER),
+        "NNCF ResNet-50: 0.2 pp",
+        integer=True,
+    ),
+    _accuracy_case(
+        "resnet20-int4",
+        "ResNet-20, CIFAR-10: quantization-aware training, int4 weights",
+        _int4,
+        (_loses_at_most(1.0), _INTEGER),
+        integer=True,
+    ),
+    _accuracy_case(
+        "resnet20-all",
+        "ResNet-20, CIFAR-10: prune, factorize, distill, int8",
+        _all_four,
+        (
+            Requirement("at least 12 x smaller", lambda result: result.smaller >= 12.0),
+            _loses_at_most(1.5),
+            _INTEGER,
+        ),
+        "nobody combines them on one graph",
+        integer=True,
+    ),
+    *map(_student_case, SEEDS),
+)

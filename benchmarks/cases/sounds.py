@@ -1,0 +1,123 @@
+"""CREPE and the speaker encoder in integers, and the speaker encoder with half of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import audio
+from benchmarks.cases.case import Case, Requirement, Workshop
+from benchmarks.cases.classification import apply
+from whet.ir import Graph
+from whet.ir.target import get_target
+from whet.passes import Budget, Canonicalize, Context, Distill, QuantizeStatic, StructuredPruning, UntieStates
+
+
+def _crepe_int8(graph: Graph, workshop: Workshop) -> Graph:
+    context = Context(target=get_target("x86"), calibration=audio.pitch_calibration(), progress=workshop.progress)
+    return apply(graph, [QuantizeStatic()], context)
+
+
+def _voice_calibration() -> list[tuple[Tensor]]:
+    return [(batch,) for batch in audio.voice_windows(test=False).split(8)]
+
+
+def _voice_int8(graph: Graph, workshop: Workshop) -> Graph:
+    """The first layer's projection stays float: it reads raw power, of which 8 bits keep the loudest bands only."""
+    context = Context(target=get_target("x86"), calibration=_voice_calibration(), progress=workshop.progress)
+    return apply(graph, [QuantizeStatic(exclude=("lstm.weight_ih_l0",))], context)
+
+
+class _SpeechWindows:
+    """Unlabelled windows of the recordings that the test does not hear, varied: pace, mixtures, noise."""
+
+    def __init__(self, batch: int = 32, steps: int = 60) -> None:
+        self._batch = batch
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor]]:
+        windows = audio.voice_windows(test=False)
+        for _ in range(self._steps):
+            first, second = (windows[torch.randint(len(windows), (self._batch,))] for _ in range(2))
+            share = torch.rand((self._batch, 1, 1)).clamp_min(0.5)
+            mixed = share * first + (1 - share) * second
+            shift = int(torch.randint(audio.UTTERANCE_FRAMES, (1,)))
+            noise = 10 ** torch.empty(self._batch, 1, 1).uniform_(-6, -3)
+            floor = noise * torch.rand(mixed.shape)
+            yield (mixed.roll(shift, dims=1) + floor,)
+
+
+def _voice_pruned(graph: Graph, workshop: Workshop) -> Graph:
+    context = Context(
+        target=get_target("x86"),
+        train=_SpeechWindows(),
+        calibration=_voice_calibration(),
+        progress=workshop.progress,
+        original=graph,
+    )
+    recover = Distill(
+        loss="cosine",
+        alpha=0.0,
+        epochs=30,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        checkpoint=str(workshop.folder / "recover"),
+    )
+    prune = StructuredPruning(criterion="l2", budget=Budget("parameters", 0.49), round_to=8)
+    return apply(graph, [Canonicalize(), UntieStates(), prune, recover], context)
+
+
+_INTEGER = Requirement("at least 95 % of MACs in integers", lambda result: result.integer_share >= 0.95)
+
+
+def _alike(cosine: float) -> Requirement:
+    return Requirement(f"mean cosine at least {cosine}", lambda result: result.metric("mean").compressed >= cosine)
+
+
+CASES = (
+    Case(
+        "crepe-int8",
+        "CREPE full, static int8",
+        lambda workshop: audio.crepe_graph(),
+        _crepe_int8,
+        audio.compare_pitch,
+        audio.pitch_inputs,
+        (
+            Requirement("median pitch within 2 cents", lambda result: abs(result.metrics[0].difference) <= 2.0),
+            _INTEGER,
+        ),
+        integer=True,
+        committed=False,
+    ),
+    Case(
+        "voice-int8",
+        "VoiceEncoder (LSTM), static int8",
+        lambda workshop: audio.voice_graph(),
+        _voice_int8,
+        audio.compare_voice,
+        audio.voice_inputs,
+        (_alike(0.99), _INTEGER),
+        integer=True,
+        committed=False,
+    ),
+    Case(
+        "voice-prune2",
+        "VoiceEncoder (LSTM), half of its weights removed, distilled",
+        lambda workshop: audio.voice_graph(),
+        _voice_pruned,
+        audio.compare_voice,
+        audio.voice_inputs,
+        (
+            Requirement(
+                "at least 2 x fewer parameters", lambda result: result.parameters[0] >= 2 * result.parameters[1]
+            ),
+            _alike(0.95),
+        ),
+        committed=False,
+    ),
+)

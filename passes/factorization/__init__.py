@@ -1,0 +1,1 @@
+"""Factorization: one large weight as the product of small ones."""

@@ -1,0 +1,1 @@
+"""Pruning: weights masked, or channels, heads and blocks removed."""

@@ -1,0 +1,1 @@
+"""Recovery: training a graph, so that it regains what compression has cost it."""
