@@ -102,7 +102,7 @@ CASES = (
     _case(
         "minilm-int8",
         "MiniLM, static int8 with SmoothQuant",
-        _with([SmoothQuant(), QuantizeStatic()]),
+        _with([SmoothQuant(alpha=0.8), QuantizeStatic()]),
         (_PROBE, _WORDS, _alike(0.99), _INTEGER),
         integer=True,
     ),
@@ -116,7 +116,7 @@ CASES = (
     _case(
         "minilm-int4",
         "MiniLM, int4 weights in groups of 64 (GPTQ)",
-        _with([QuantizeWeights(bits=4, group_size=64, rounding=GPTQ())]),
+        _with([QuantizeWeights(bits=4, group_size=64, symmetric=False, rounding=GPTQ())]),
         (_PROBE, _WORDS, _alike(0.97)),
     ),
     _case(
