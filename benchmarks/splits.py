@@ -72,12 +72,19 @@ def _split(data: Labelled, prepare: Callable[[Bytes], datasets.Floats]) -> Split
 
 def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     """Shift each picture by up to `padding` pixels (zeros come in) and mirror half of them."""
+    return _moved(images, padding, 0.0, torch.rand((len(images), 1)) < 0.5)
+
+
+def shift(images: Tensor, by: int = 1) -> Tensor:
+    """Shift each picture by up to `by` pixels each way; what comes in is the darkest pixel of all."""
+    return _moved(images, by, float(images.min()), torch.zeros((len(images), 1), dtype=torch.bool))
+
+
+def _moved(images: Tensor, padding: int, fill: float, mirrored: Tensor) -> Tensor:
     count, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    top = torch.randint(0, 2 * padding + 1, (count, 1))
-    left = torch.randint(0, 2 * padding + 1, (count, 1))
+    padded = F.pad(images, (padding,) * 4, value=fill)
+    top, left = (torch.randint(0, 2 * padding + 1, (count, 1)) for _ in range(2))
     columns = torch.arange(width).expand(count, width)
-    mirrored = torch.rand((count, 1)) < 0.5
     columns = torch.where(mirrored, width - 1 - columns, columns) + left
     rows = torch.arange(height) + top
     picture = torch.arange(count)[:, None, None]

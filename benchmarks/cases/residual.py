@@ -21,7 +21,6 @@ from benchmarks.cases.classification import (
 )
 from benchmarks.models.small import ResNetCifar
 from whet.ir import Graph
-from whet.ir.target import get_target
 from whet.passes import (
     Budget,
     Context,
@@ -43,7 +42,6 @@ _DISTILL: dict[str, Any] = _TRAIN | {"temperature": 4.0, "alpha": 0.3}
 
 def _context(graph: Graph, workshop: Workshop, augment: bool = True, seed: int = 0) -> Context:
     data = context(cifar10, workshop, augment=augment, seed=seed)
-    data.target = get_target("x86")
     data.original = graph
     return data
 

@@ -56,7 +56,8 @@ class Factorize(Pass):
         ratio: share of the parameters of each weight, in (0, 1); with scope="global" of all weights together.
         energy: share of ‖W‖² of each weight (for whitened, of the outputs' energy), in (0, 1].
         rank: of every weight, or full rank where that is smaller; for tucker of both its dimensions.
-        budget: parameters of all selected weights together. Ranks are chosen so that all lose the same share of energy.
+        budget: parameters of all selected weights together. Ranks are chosen so that all lose the same share of energy;
+            where none are small enough, the smallest are the result, and a change "budget missed: ..." says so.
 
     Args:
         method: see above. Layers that a method does not know stay whole.
@@ -68,8 +69,7 @@ class Factorize(Pass):
     Pruned and shared weights are factored as the dense weights that they stand for. Which layers stay whole, and
     why, is told to the tracer.
 
-    Raises PassError for numbers out of range, several of them, unknown methods, patterns that fit nothing, and budgets
-    that are too small.
+    Raises PassError for numbers out of range, several of them, unknown methods, and patterns that fit nothing.
     """
 
     ratio: float | None = None
@@ -97,7 +97,18 @@ class Factorize(Pass):
             context.progress("factorizing", index, len(forms))
             changes += self._apply(rewriter, form, choice, context.tracer)
         rewriter.commit()
-        return PassResult(clone, True, dict(changes)) if changes else PassResult(graph, False)
+        if not changes:
+            return PassResult(graph, False)
+        return PassResult(clone, True, dict(changes) | self._missed(elements, elements - changes["parameter saved"]))
+
+    def _missed(self, elements: int, left: int) -> dict[str, int]:
+        """A change that tells of a budget which even the smallest ranks do not keep."""
+        allowed = self.budget
+        if self.ratio is not None and self.scope == "global":
+            allowed = int(self.ratio * elements)
+        if allowed is None or left <= allowed:
+            return {}
+        return {f"budget missed: {left} parameters are left, {allowed} were allowed": 1}
 
     def _check(self) -> None:
         given = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.errors import PassError
 from whet.passes.factorization.low_rank import LowRank, Rank
 
 
@@ -50,16 +49,9 @@ def by_budget(forms: Sequence[LowRank], budget: float) -> list[Choice]:
     """Ranks at which no layer loses more energy than it must for all to have `budget` parameters together.
 
     All layers lose the same share of their energy, up to a whole rank; one whose factors would then hold no fewer
-    parameters than the weight stays whole. The share is found by bisection.
-
-    Raises PassError where even the smallest ranks have more parameters.
+    parameters than the weight stays whole. The share is found by bisection; where even the smallest ranks have more
+    parameters, they are what comes out.
     """
-    least = sum(min(form.parameters(form.chain[0]), form.unit.elements) for form in forms)
-    if least > budget:
-        raise PassError(
-            f"the layers that can be factorized have to hold {least} parameters at least, {budget:.0f} are left for "
-            "them: raise the budget, or exclude fewer layers"
-        )
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2

@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Collection, Sized
 
 import torch
 
 from whet.errors import PassError
 from whet.ir.graph import Graph, Operation, Value
 from whet.ir.interpreter import Interpreter
-from whet.passes.base import Progress, silent
-from whet.passes.data import Batches, Source
-from whet.passes.quantization.observers import MinMax, Observer, Range
+from whet.passes.base import Context
+from whet.passes.data import Batches
+from whet.passes.quantization.observers import Observer
 
-__all__ = ["Range", "observe", "observe_ranges"]
-
-
-def observe_ranges(graph: Graph, values: Iterable[Value], source: Source | None) -> dict[Value, Range]:
-    """The smallest and largest element of every value over all batches of `source`; see `observe`."""
-    return {value: observer.seen for value, observer in observe(graph, values, source, MinMax).items()}
+Visit = Callable[[Value, torch.Tensor], None]
 
 
-def observe(
-    graph: Graph,
-    values: Iterable[Value],
-    source: Source | None,
-    make: Callable[[], Observer],
-    progress: Progress = silent,
-) -> dict[Value, Observer]:
-    """An observer for every value, which saw it in all batches of `source` (see `whet.passes.data.Batches`).
+def watch(graph: Graph, values: Collection[Value], context: Context, visit: Visit, what: str) -> None:
+    """Call `visit(value, tensor)` for each of `values` on every calibration batch; `what` is shown as progress.
 
-    Raises PassError for no data, for NaN or infinities in the data or in a value, and for values that no batch
-    reached.
+    Raises PassError for no data, for NaN or infinities in the data or in a value, and for a value that no batch
+    reached or that was empty whenever one did.
     """
-    observers = {value: make() for value in values}
+    wanted, reached = set(values), set[Value]()
 
-    def look(value: Value, tensor: torch.Tensor) -> None:
-        observer = observers.get(value)
-        if observer is None:
+    def see(value: Value, tensor: torch.Tensor) -> None:
+        if value not in wanted or not tensor.numel():
             return
-        observer.update(tensor)
-        if observer.seen.seen and not observer.seen.finite:
+        if not bool(torch.isfinite(tensor).all()):
             raise PassError(f"{_named(value)} is not finite on the calibration data")
+        reached.add(value)
+        visit(value, tensor.detach())
 
     def hook(operation: Operation, results: tuple[torch.Tensor, ...]) -> None:
         for value, tensor in zip(operation.results, results, strict=True):
-            look(value, tensor)
+            see(value, tensor)
 
-    batches = Batches(source, graph)
-    total = len(source) if isinstance(source, Sized) else 0
     interpreter = Interpreter(graph, hook=hook)
+    total = len(context.calibration) if isinstance(context.calibration, Sized) else 0
     with torch.no_grad():
-        for index, batch in enumerate(batches):
-            progress("observing calibration data", index, max(total, index + 1))
-            interpreter(*batch)
+        for count, batch in enumerate(Batches(context.calibration, graph), start=1):
             for value, tensor in zip(graph.inputs, batch, strict=True):
-                look(value, tensor)
-    for value, observer in observers.items():
-        if not observer.seen.seen:
-            raise PassError(f"calibration never reached {_named(value)}: every batch left it without an element")
+                see(value, tensor)
+            interpreter(*batch)
+            context.progress(what, count, max(total, count))
+    missed = [value for value in values if value not in reached]
+    if missed:
+        raise PassError(f"calibration never reached {_named(missed[0])}, or it was always empty")
+
+
+def observe(
+    graph: Graph, values: Collection[Value], context: Context, make: Callable[[], Observer]
+) -> dict[Value, Observer]:
+    """An observer for every value, which saw it in all calibration batches. Raises PassError as `watch` does."""
+    observers = {value: make() for value in values}
+    watch(
+        graph, observers, context, lambda value, tensor: observers[value].update(tensor), "observing calibration data"
+    )
     return observers
 
 

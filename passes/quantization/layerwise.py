@@ -1,9 +1,9 @@
-"""What layers read on the calibration data: observing values, and layers' inputs as the rows of y = W x."""
+"""What layers read on the calibration data: their inputs as the rows of y = W x."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,13 +12,11 @@ from torch import Tensor
 
 from whet.errors import PassError
 from whet.ir.graph import Graph, Operation, Value
-from whet.ir.interpreter import Interpreter
 from whet.ir.ops.contraction import pad_spatial, to_channels_first
 from whet.passes.base import Context
 from whet.passes.data import Batches
+from whet.passes.quantization.calibration import watch
 from whet.passes.quantization.rounding import LayerInputs, Rounding
-
-Visit = Callable[[Value, Tensor], None]
 
 CONTRACTIONS: Final = ("linear", "conv")
 """Operations that `layer_inputs` knows as y = W x."""
@@ -28,40 +26,6 @@ MEMORY: Final = 1 << 29
 
 ROWS: Final = 8192
 """Rows a layer that its second moments are averaged over, spread evenly over the batches and drawn at random."""
-
-
-def watch(graph: Graph, values: Collection[Value], context: Context, visit: Visit, what: str = "calibrating") -> int:
-    """Call `visit(value, tensor)` for each of `values` on every calibration batch; how many batches there were.
-
-    Raises PassError for no data, for NaN or infinities in the data or in a value, and for a value that no batch
-    reached or that was empty whenever one did.
-    """
-    wanted, reached = set(values), set[Value]()
-
-    def see(value: Value, tensor: Tensor) -> None:
-        if value not in wanted or not tensor.numel():
-            return
-        if not bool(torch.isfinite(tensor).all()):
-            raise PassError(f"{value!r} is not finite on the calibration data")
-        reached.add(value)
-        visit(value, tensor.detach())
-
-    def hook(operation: Operation, results: tuple[Tensor, ...]) -> None:
-        for value, tensor in zip(operation.results, results, strict=True):
-            see(value, tensor)
-
-    interpreter = Interpreter(graph, hook=hook)
-    count, total = 0, len(context.calibration) if isinstance(context.calibration, Sized) else 0
-    with torch.no_grad():
-        for count, batch in enumerate(Batches(context.calibration, graph), start=1):
-            for value, tensor in zip(graph.inputs, batch, strict=True):
-                see(value, tensor)
-            interpreter(*batch)
-            context.progress(what, count, max(total, count))
-    missed = [value for value in values if value not in reached]
-    if missed:
-        raise PassError(f"calibration never reached {missed[0]!r}, or it was always empty")
-    return count
 
 
 def layer_inputs(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whet.ir.graph import Graph, Operation, Value
 from whet.passes.base import Context
-from whet.passes.quantization.layerwise import watch
+from whet.passes.quantization.calibration import watch
 from whet.passes.quantization.scaling import (
     Source,
     Weights,
@@ -84,7 +84,7 @@ def migrate(graph: Graph, weights: Weights, junction: Junction, factors: Tensor)
 def channel_sizes(graph: Graph, found: Sequence[Junction], context: Context, reduce: str) -> dict[Value, Tensor]:
     """max ("amax") or mean ("mean") of |x| for each channel of each value, float64, over the calibration data.
 
-    Raises PassError as `layerwise.watch` does.
+    Raises PassError as `calibration.watch` does.
     """
     totals: dict[Value, Tensor] = {}
     rows: dict[Value, int] = {}

@@ -129,7 +129,7 @@ class QuantizeStatic(Pass):
         """For every observed value."""
         form = Format(self._dtype(context), self.bits, self.symmetric)
         make = find_observer(self.observer)
-        observers = observe(graph, placement.observed, context.calibration, make, context.progress)
+        observers = observe(graph, placement.observed, context, make)
         ranges = {value: observer.range(form) for value, observer in observers.items()}
         return {value: affine(found.minimum, found.maximum, form) for value, found in ranges.items()}
 

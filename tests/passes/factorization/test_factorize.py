@@ -193,9 +193,10 @@ def test_small_budgets_lower_every_rank() -> None:
     assert constants(result)["full.weight.u"][1] > constants(result)["low.weight.u"][1]
 
 
-def test_a_budget_that_cannot_be_met_says_what_can() -> None:
-    with pytest.raises(PassError, match="have to hold 112 parameters at least, 100 are left"):
-        factored(two_layers(), budget=100)
+def test_a_budget_that_cannot_be_met_keeps_the_smallest_ranks_and_says_so() -> None:
+    result = Factorize(budget=100)(two_layers())
+    assert result.changes["budget missed: 112 parameters are left, 100 were allowed"] == 1
+    assert parameters(result.graph) == 112
 
 
 def test_embeddings() -> None:
