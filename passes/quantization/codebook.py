@@ -35,9 +35,10 @@ class QuantizeCodebook(Pass):
 
     The codebook minimizes Σ (w - codebook[i])² by k-means, weight by weight (Deep Compression: Han et al., ICLR 2016).
     In the graph: `lookup(codebook, indices)`; of a pruned weight only what was kept is clustered, and what was pruned
-    stays 0: `masked(lookup(codebook, indices), mask)`. Codebooks are trained like weights (the gradient of an entry is
-    the sum over the weights that share it). A compiled module takes the weights expanded; its bundle stores codebooks
-    and indices. Batch norms are folded first.
+    stays 0: `masked(lookup(codebook, indices), mask)`. Codebooks are trained like
+    weights (the gradient of an entry is that of the weights that share it: their sum, and their mean in FineTune and
+    Distill, whose rates then fit). A compiled module takes the weights expanded; its bundle stores codebooks and
+    indices. Batch norms are folded first.
 
     Args:
         bits: 1 to 8 of an index, or a table of patterns (fnmatch of module paths) to bits, where the first that fits

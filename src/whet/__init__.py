@@ -1,7 +1,8 @@
 """Whet sharpens a trained PyTorch model for one device: it compresses it and compiles it in one compiler.
 
 ``whet.optimize`` needs the compiler (``pip install whet[compile]``); ``whet.load`` runs a saved bundle with
-numpy and the TVM runtime alone. Every name below is imported at its first use: ``import whet`` costs neither.
+numpy, zstandard and the TVM runtime alone. Every name below is imported at its first use: ``import whet`` costs
+neither.
 """
 
 from __future__ import annotations

@@ -373,14 +373,23 @@ def _elu(operation: Operation) -> Expression:
     return expression
 
 
+def _ends(dtype: DType) -> tuple[float, float]:
+    """The least and the greatest value of a type."""
+    if dtype.is_float:
+        return -math.inf, math.inf
+    return dtype.integer_range
+
+
 def _clamp(operation: Operation) -> Expression:
     low, high = operation.attributes["minimum"], operation.attributes["maximum"]
+    least, most = _ends(operation.result.type.dtype)
 
     def expression(x: Any) -> Any:
-        above = x if low is None or low == -math.inf else at_least(x, _const(x, low))
-        if high is None or high == math.inf:
+        # a bound at the end of the type bounds nothing, and TVM folds a comparison of an unsigned zero wrongly
+        above = x if low is None or low <= least else at_least(x, _const(x, min(low, most)))
+        if high is None or high >= most:
             return above
-        return named("above", above, lambda value: at_most(value, _const(x, high)))
+        return named("above", above, lambda value: at_most(value, _const(x, max(high, least))))
 
     return expression
 

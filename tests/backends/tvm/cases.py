@@ -67,6 +67,7 @@ def _of_every_type() -> Iterator[Sample]:
             yield Sample(name, (_argument(name, dtype, 5, 33), _divisor(name, dtype, 1, 33)))
     attributed: tuple[tuple[str, dict[str, Any]], ...] = (
         ("clamp", {"minimum": 1}),
+        ("clamp", {"minimum": 0, "maximum": 127}),
         ("clamp", {"minimum": 1, "maximum": 3}),
         ("clamp", {}),
         ("gelu", {}),
