@@ -25,6 +25,10 @@ from whet.passes import (
 from whet.passes.quantization.gptq import GPTQ
 
 
+_EMBEDDINGS = QuantizeWeights(bits=8)
+"""After the layers have integers, what is left: the tables of embeddings, half of the parameters."""
+
+
 def _context(workshop: Workshop) -> Context:
     return Context(target=get_target("x86"), calibration=texts.calibration(), progress=workshop.progress)
 
@@ -102,14 +106,14 @@ CASES = (
     _case(
         "minilm-int8",
         "MiniLM, static int8 with SmoothQuant",
-        _with([SmoothQuant(alpha=0.8), QuantizeStatic()]),
+        _with([SmoothQuant(alpha=0.8), QuantizeStatic(), _EMBEDDINGS]),
         (_PROBE, _WORDS, _alike(0.99), _INTEGER),
         integer=True,
     ),
     _case(
         "minilm-dynamic",
         "MiniLM, dynamic int8",
-        _with([QuantizeDynamic()]),
+        _with([QuantizeDynamic(), _EMBEDDINGS]),
         (_PROBE, _WORDS, _alike(0.99), _INTEGER),
         integer=True,
     ),
