@@ -11,6 +11,7 @@ from whet.ir.dimensions import same_dim
 from whet.ir.graph import Graph, Operation, Value
 from whet.ir.types import DType
 from whet.passes.base import Context, Pass, PassResult
+from whet.passes.rewrite.expand import expand_operations
 
 _NARROW = (DType.F16, DType.BF16)
 
@@ -27,15 +28,8 @@ class DecomposeAttention(Pass):
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Work on a clone; the graph itself comes back where nothing attends."""
         clone = graph.clone()
-        found = [operation for operation in clone.operations if operation.name == "attention"]
-        if not found:
-            return PassResult(graph, False)
-        builder = Builder(clone)
-        for operation in found:
-            builder.before, builder.location = operation, operation.location
-            clone.replace_value(operation.result, _decomposed(builder, operation))
-            clone.erase(operation)
-        return PassResult(clone, True, {"attention": len(found)})
+        found = expand_operations(clone, "attention", _decomposed)
+        return PassResult(clone, True, {"attention": found}) if found else PassResult(graph, False)
 
 
 def _decomposed(builder: Builder, operation: Operation) -> Value:

@@ -12,6 +12,7 @@ from whet.ir.ops import CATALOGUE
 from whet.ir.ops.fake_quantize import codes
 from whet.passes.base import Context, Pass, PassResult
 from whet.passes.canonicalize.dead_code import remove_dead_code
+from whet.passes.rewrite.expand import expand_operations
 from whet.passes.weights import evaluate_weight, key_of
 
 
@@ -25,16 +26,11 @@ class ExpandFakeQuantize(Pass):
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Work on a clone; the graph itself comes back where there is none."""
         clone = graph.clone()
-        found = [operation for operation in clone.operations if operation.name == "fake_quantize"]
+        found = expand_operations(clone, "fake_quantize", _expanded)
         if not found:
             return PassResult(graph, False)
-        builder = Builder(clone)
-        for operation in found:
-            builder.before, builder.location = operation, operation.location
-            clone.replace_value(operation.result, _expanded(builder, operation))
-            clone.erase(operation)
         remove_dead_code(clone)
-        return PassResult(clone, True, {"fake quantization": len(found)})
+        return PassResult(clone, True, {"fake quantization": found})
 
 
 def _expanded(builder: Builder, operation: Operation) -> Value:
