@@ -34,6 +34,9 @@ def _pad(c: Context, x: Value, flat: Sequence[Any], mode: str = "constant", valu
     if mode == "constant":
         return _constant_pad(c, x, pairs, 0 if value is None else value)
     grown = tuple((_grown(low), _grown(high)) for low, high in pairs)
+    if mode == "circular":
+        # what has been taken away does not come round again
+        x, pairs = _crop(c, x, pairs), []
     result = x if _is_nothing(grown) else c.pad(x, padding=grown, mode=mode)
     return _crop(c, result, pairs)
 

@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         (X,),
     ),
     "pad_circular": (
-        lambda x: [F.pad(x, (1, 2), "circular"), F.pad(x[None], (1, 2, 2, 1), "circular")],
+        lambda x: [F.pad(x, (1, 2), "circular"), F.pad(x[None], (-1, 2, 2, -1), "circular")],
         (X,),
     ),
     "pad_volume": (
