@@ -24,7 +24,6 @@ from whet.passes import (
 )
 from whet.passes.quantization.gptq import GPTQ
 
-
 _EMBEDDINGS = QuantizeWeights(bits=8)
 """After the layers have integers, what is left: the tables of embeddings, half of the parameters."""
 
