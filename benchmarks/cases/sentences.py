@@ -105,7 +105,7 @@ CASES = (
     _case(
         "minilm-int8",
         "MiniLM, static int8 with SmoothQuant",
-        _with([SmoothQuant(alpha=0.8), QuantizeStatic(), _EMBEDDINGS]),
+        _with([SmoothQuant(alpha=0.8), QuantizeStatic()]),
         (_PROBE, _WORDS, _alike(0.99), _INTEGER),
         integer=True,
     ),
