@@ -34,6 +34,7 @@ from benchmarks.cases.catalogue import CASES
 from benchmarks.latency import environment
 from whet.ir import Graph
 from whet.passes import BindDimensions
+from whet.passes.pruning.budget import flops
 from whet.passes.quantization.coverage import coverage
 from whet.progress import progress_bar
 
@@ -58,11 +59,6 @@ def weight_bytes(bundle: Path) -> int:
     """Bytes of the bundle's members that are neither code nor manifest, as they lie in the file."""
     with zipfile.ZipFile(bundle) as archive:
         return sum(item.compress_size for item in archive.infolist() if not item.filename.endswith(_NO_WEIGHTS))
-
-
-def flops(graph: Graph) -> float:
-    """Floating or integer operations of one call."""
-    return float(sum(int(operation.definition.cost(operation).flops) for operation in graph.operations))
 
 
 def parameters(graph: Graph) -> int:

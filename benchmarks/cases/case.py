@@ -100,6 +100,14 @@ class Requirement:
     holds: Callable[[Result], bool]
 
 
+INTEGER = Requirement("at least 95 % of MACs in integers", lambda result: result.integer_share >= 0.95)
+
+
+def alike(cosine: float) -> Requirement:
+    """Embeddings that point where the float model's do, on average."""
+    return Requirement(f"mean cosine at least {cosine}", lambda result: result.metric("mean").compressed >= cosine)
+
+
 @dataclass(frozen=True)
 class Workshop:
     """What compressing may use.

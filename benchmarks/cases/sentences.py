@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import texts
-from benchmarks.cases.case import Case, Requirement, Workshop
+from benchmarks.cases.case import INTEGER, Case, Requirement, Workshop, alike
 from benchmarks.cases.classification import apply
 from whet.ir import Graph
 from whet.ir.target import get_target
@@ -72,11 +72,6 @@ def _factorized(graph: Graph, workshop: Workshop) -> Graph:
 
 _PROBE = Requirement("BBC probe at most 0.5 pp", lambda result: result.metric("BBC").difference >= -0.5)
 _WORDS = Requirement("wordsim353 rho within .01", lambda result: abs(result.metric("wordsim").difference) <= 0.01)
-_INTEGER = Requirement("at least 95 % of MACs in integers", lambda result: result.integer_share >= 0.95)
-
-
-def _alike(cosine: float) -> Requirement:
-    return Requirement(f"mean cosine at least {cosine}", lambda result: result.metric("mean").compressed >= cosine)
 
 
 def _case(
@@ -106,21 +101,21 @@ CASES = (
         "minilm-int8",
         "MiniLM, static int8 with SmoothQuant",
         _with([SmoothQuant(alpha=0.8), QuantizeStatic()]),
-        (_PROBE, _WORDS, _alike(0.99), _INTEGER),
+        (_PROBE, _WORDS, alike(0.99), INTEGER),
         integer=True,
     ),
     _case(
         "minilm-dynamic",
         "MiniLM, dynamic int8",
         _with([QuantizeDynamic(), _EMBEDDINGS]),
-        (_PROBE, _WORDS, _alike(0.99), _INTEGER),
+        (_PROBE, _WORDS, alike(0.99), INTEGER),
         integer=True,
     ),
     _case(
         "minilm-int4",
         "MiniLM, int4 weights in groups of 64 (GPTQ)",
         _with([QuantizeWeights(bits=4, group_size=64, symmetric=False, rounding=GPTQ())]),
-        (_PROBE, _WORDS, _alike(0.97)),
+        (_PROBE, _WORDS, alike(0.97)),
     ),
     _case(
         "minilm-factorized",

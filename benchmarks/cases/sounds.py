@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import audio
-from benchmarks.cases.case import Case, Requirement, Workshop
+from benchmarks.cases.case import INTEGER, Case, Requirement, Workshop, alike
 from benchmarks.cases.classification import apply
 from whet.ir import Graph
 from whet.ir.target import get_target
-from whet.passes import Budget, Canonicalize, Context, Distill, QuantizeStatic, StructuredPruning, UntieStates
+from whet.passes import Budget, Canonicalize, Context, Distill, QuantizeStatic, StructuredPruning
 
 
 def _crepe_int8(graph: Graph, workshop: Workshop) -> Graph:
@@ -63,20 +63,13 @@ def _voice_pruned(graph: Graph, workshop: Workshop) -> Graph:
     recover = Distill(
         loss="cosine",
         alpha=0.0,
-        epochs=30,
+        epochs=20,
         optimizer="adamw",
         learning_rate=1e-3,
         checkpoint=str(workshop.folder / "recover"),
     )
     prune = StructuredPruning(criterion="l2", budget=Budget("parameters", 0.49), round_to=8)
-    return apply(graph, [Canonicalize(), UntieStates(), prune, recover], context)
-
-
-_INTEGER = Requirement("at least 95 % of MACs in integers", lambda result: result.integer_share >= 0.95)
-
-
-def _alike(cosine: float) -> Requirement:
-    return Requirement(f"mean cosine at least {cosine}", lambda result: result.metric("mean").compressed >= cosine)
+    return apply(graph, [Canonicalize(), prune, recover], context)
 
 
 CASES = (
@@ -89,7 +82,7 @@ CASES = (
         audio.pitch_inputs,
         (
             Requirement("median pitch within 2 cents", lambda result: abs(result.metrics[0].difference) <= 2.0),
-            _INTEGER,
+            INTEGER,
         ),
         integer=True,
         committed=False,
@@ -101,7 +94,7 @@ CASES = (
         _voice_int8,
         audio.compare_voice,
         audio.voice_inputs,
-        (_alike(0.99), _INTEGER),
+        (alike(0.99), INTEGER),
         integer=True,
         committed=False,
     ),
@@ -116,7 +109,7 @@ CASES = (
             Requirement(
                 "at least 2 x fewer parameters", lambda result: result.parameters[0] >= 2 * result.parameters[1]
             ),
-            _alike(0.95),
+            alike(0.95),
         ),
         committed=False,
     ),

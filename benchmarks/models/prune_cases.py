@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from benchmarks.models.case import ModelCase
-from benchmarks.models.randomize import seeded_build, seeded_normal, strengthen
+from benchmarks.models.randomize import seeded_build, seeded_normal
 from benchmarks.models.timm_models import import_timm, timm_cases
 from benchmarks.models.torchvision_models import OPTIONS, import_torchvision
 from benchmarks.models.transformers_models import (
     ENCODER,
     PICTURE,
     Row,
-    import_transformers,
     masked_text,
     picture,
+    transformers_cases,
 )
 
 CLASSES = 1000
@@ -118,14 +117,6 @@ def _timm(name: str) -> nn.Module:
     return seeded_build(lambda: timm.create_model(name, pretrained=False, num_classes=CLASSES))
 
 
-def _transformer(row: Row) -> nn.Module:
-    transformers: Any = import_transformers()
-    config = getattr(transformers, row.config)(**row.options)
-    model = seeded_build(lambda: getattr(transformers, row.model)(config))
-    strengthen(model)
-    return model
-
-
 def torchvision_classifiers() -> list[ModelCase]:
     """Every classification model that torchvision lists."""
     models = import_torchvision().models
@@ -148,17 +139,7 @@ def timm_classifiers() -> list[ModelCase]:
 
 def encoder_cases() -> list[ModelCase]:
     """Encoders of transformers, with classifiers on top."""
-    return [
-        ModelCase(
-            f"transformers/{name}",
-            "transformers",
-            functools.partial(_transformer, row),
-            row.inputs,
-            row.kwargs,
-            classifier=row.classifier,
-        )
-        for name, row in ENCODERS.items()
-    ]
+    return transformers_cases(ENCODERS)
 
 
 def prune_cases() -> dict[str, ModelCase]:

@@ -410,8 +410,8 @@ def _build(row: Row) -> nn.Module:
     return model
 
 
-def transformers_cases() -> list[ModelCase]:
-    """Every transformers architecture of the zoo."""
+def transformers_cases(rows: Mapping[str, Row] = ROWS) -> list[ModelCase]:
+    """Every transformers architecture of the zoo, or of other rows."""
     return [
         ModelCase(
             f"transformers/{name}",
@@ -421,5 +421,5 @@ def transformers_cases() -> list[ModelCase]:
             row.kwargs,
             classifier=row.classifier,
         )
-        for name, row in ROWS.items()
+        for name, row in rows.items()
     ]

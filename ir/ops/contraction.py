@@ -257,6 +257,22 @@ def pad_spatial(x: Tensor, padding: tuple[tuple[int, int], ...], value: float = 
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
+def windows(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: tuple[tuple[int, int], ...],
+    layout: str,
+) -> Tensor:
+    """A view [N, C, *positions, *kernel] of what each output position of a convolution reads (im2col)."""
+    patches = pad_spatial(to_channels_first(x, layout), padding)
+    for index, size in enumerate(kernel):
+        span = dilation[index] * (size - 1) + 1
+        patches = patches.unfold(2 + index, span, stride[index])[..., :: dilation[index]]
+    return patches
+
+
 def convolve(
     x: Tensor,
     weight: Tensor,

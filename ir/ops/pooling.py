@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -73,6 +73,25 @@ def windows(
     fill: float,
 ) -> Tensor:
     """[N, C, *positions, taps] of a channels-first tensor, positions outside of it filled with `fill`."""
+    x, sizes = _padded(x, kernel, stride, padding, dilation, ceil, fill)
+    for i, size in enumerate(sizes):
+        span = dilation[i] * (kernel[i] - 1) + 1
+        x = x.unfold(2 + i, span, stride[i]).narrow(2 + i, 0, size)[..., :: dilation[i]]
+        # the taps of this dimension are last; gather all taps there, row-major
+        x = x.flatten(-2) if i else x
+    return x
+
+
+def _padded(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    ceil: bool,
+    fill: float,
+) -> tuple[Tensor, list[int]]:
+    """A channels-first tensor grown by all that the windows read, and the number of windows along each dimension."""
     sizes = [
         int(window_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i], ceil))
         for i in range(len(kernel))
@@ -82,13 +101,32 @@ def windows(
         (low, max(high, need - x.shape[2 + i] - low))
         for i, ((low, high), need) in enumerate(zip(padding, needed, strict=True))
     )
-    x = pad_spatial(x, grown, fill)
-    for i, size in enumerate(sizes):
-        span = dilation[i] * (kernel[i] - 1) + 1
-        x = x.unfold(2 + i, span, stride[i]).narrow(2 + i, 0, size)[..., :: dilation[i]]
-        # the taps of this dimension are last; gather all taps there, row-major
-        x = x.flatten(-2) if i else x
-    return x
+    return pad_spatial(x, grown, fill), sizes
+
+
+def _largest(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    ceil: bool,
+) -> Tensor:
+    """The maximum of each window of a channels-first tensor; the gradient goes to its first maximum."""
+    pool = _FLOAT_POOLS.get(len(kernel))
+    if pool is None or not x.is_floating_point() or x.numel() == 0:
+        lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+        return windows(x, kernel, stride, padding, dilation, ceil, lowest).amax(-1)
+    grown, sizes = _padded(x, kernel, stride, padding, dilation, ceil, -math.inf)
+    # high padding beyond the last window can make room for more of them than there are
+    pooled = pool(grown, kernel, stride, 0, dilation)
+    for dim, size in enumerate(sizes, start=2):
+        pooled = pooled.narrow(dim, 0, size)
+    return pooled
+
+
+# torch's own, many times faster than a reduction over windows, and NaN propagates in them too (numerics.md, R7)
+_FLOAT_POOLS: Final[Mapping[int, Callable[..., Tensor]]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class MaxPool(Pooling):
@@ -120,9 +158,8 @@ class MaxPool(Pooling):
         ceil: bool = False,
         layout: str = CHANNELS_FIRST,
     ) -> Tensor:
-        lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-        taps = windows(to_channels_first(x, layout), kernel, stride, padding, dilation, ceil, lowest)
-        return from_channels_first(taps.amax(-1), layout)
+        largest = _largest(to_channels_first(x, layout), kernel, stride, padding, dilation, ceil)
+        return from_channels_first(largest, layout)
 
 
 class MaxPoolWithIndices(Pooling):

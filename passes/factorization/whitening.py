@@ -12,7 +12,7 @@ import torch
 from whet.errors import PassError
 from whet.ir.graph import Graph, Operation, Value
 from whet.ir.interpreter import Interpreter
-from whet.ir.ops.contraction import pad_spatial, to_channels_first
+from whet.ir.ops.contraction import windows
 from whet.passes.base import Context
 from whet.passes.data import Batches
 from whet.passes.factorization.low_rank import Unit
@@ -61,10 +61,8 @@ def input_rows(layer: Operation, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(1, -1, x.shape[-1])
     attributes = layer.attributes
     kernel = layer.operand(1).type.static_shape[2:]
-    patches = pad_spatial(to_channels_first(x, attributes["layout"]), attributes["padding"])
-    for dim, size in enumerate(kernel):
-        dilation = attributes["dilation"][dim]
-        patches = patches.unfold(2 + dim, dilation * (size - 1) + 1, attributes["stride"][dim])[..., ::dilation]
+    geometry = (attributes["stride"], attributes["dilation"], attributes["padding"], attributes["layout"])
+    patches = windows(x, kernel, *geometry)
     # [N, C, *positions, *kernel] -> [groups, N · positions, C / groups · kernel]
     spatial = len(kernel)
     groups = attributes["groups"]

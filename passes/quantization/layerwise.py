@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whet.errors import PassError
 from whet.ir.graph import Graph, Operation, Value
-from whet.ir.ops.contraction import pad_spatial, to_channels_first
+from whet.ir.ops.contraction import windows
 from whet.passes.base import Context
 from whet.passes.data import Batches
 from whet.passes.quantization.calibration import watch
@@ -112,11 +112,11 @@ class _View:
         if not self.kernel:
             flat = x.reshape(-1, self.columns)
             return flat[_choice(len(flat), limit, generator)].float()[None]
-        windows = _windows(x, self)
-        channels, positions = windows.shape[1], [windows.shape[0], *windows.shape[2 : 2 + len(self.kernel)]]
+        patches = windows(x, self.kernel, self.stride, self.dilation, self.padding, self.layout)
+        channels, positions = patches.shape[1], [patches.shape[0], *patches.shape[2 : 2 + len(self.kernel)]]
         chosen = _choice(math.prod(positions), limit, generator)
         # the channels move behind the positions: [rows, channels, *kernel]
-        taken = windows.movedim(1, len(positions))[torch.unravel_index(chosen, positions)]
+        taken = patches.movedim(1, len(positions))[torch.unravel_index(chosen, positions)]
         grouped = taken.reshape(len(chosen), self.groups, channels // self.groups * math.prod(self.kernel))
         return grouped.transpose(0, 1).float()
 
@@ -139,14 +139,6 @@ def _view(layer: Operation, second: bool) -> _View:
         columns=math.prod(int(size) for size in weight.shape[1:]),
         second=second,
     )
-
-
-def _windows(x: Tensor, view: _View) -> Tensor:
-    """A view [N, C, *positions, *kernel] of what each output position of a convolution reads (im2col)."""
-    windows = pad_spatial(to_channels_first(x, view.layout), view.padding)
-    for index, (size, stride, dilation) in enumerate(zip(view.kernel, view.stride, view.dilation, strict=True)):
-        windows = windows.unfold(2 + index, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    return windows
 
 
 def _choice(count: int, limit: int, generator: torch.Generator) -> Tensor:

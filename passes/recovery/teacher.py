@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from whet.errors import PassError
 from whet.ir.graph import Graph, Operation, Value
 from whet.ir.interpreter import Interpreter
+from whet.passes.base import Context
+from whet.passes.canonicalize.canonicalize import Canonicalize
 from whet.passes.recovery.image_layout import arranged_filters, arranged_inputs
 from whet.passes.recovery.objective import tensors_of
 from whet.runtime.structure import unflatten
@@ -54,6 +56,8 @@ class GraphTeacher(Teacher):
     """
 
     def __init__(self, graph: Graph, features: Sequence[str]) -> None:
+        # features are named by what canonicalization may merge
+        graph = graph if features else Canonicalize().run(graph, Context()).graph
         self._watched = Watched(graph, features)
         self._interpreter = Interpreter(graph, arranged_filters(graph), hook=self._watched.hook)
 

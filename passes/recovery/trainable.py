@@ -14,7 +14,7 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.ir.interpreter import Interpreter
 from whet.passes.recovery.distributed import Processes
 from whet.passes.recovery.forms import training_forms
-from whet.passes.recovery.image_layout import FORMS, arranged_inputs, is_filter
+from whet.passes.recovery.image_layout import FORMS, arranged_inputs, filter_format, is_filter
 from whet.runtime.structure import unflatten
 
 PARAMETERS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -40,8 +40,8 @@ STATISTICS: Final[Mapping[str, tuple[int, ...]]] = {"batch_norm": (1, 2)}
 class TrainableGraph(nn.Module):
     """Computes a graph with tensors of its own in place of the constants that are trained.
 
-    Weights of two-dimensional convolutions are kept channels-last in memory, and so are their inputs: CPU kernels run
-    fastest on that. f16 and bf16 weights are trained in f32. The gradient of a codebook's entry is averaged over the
+    Weights of two-dimensional convolutions, and their inputs, are kept in the memory format that CPU kernels run
+    fastest on. f16 and bf16 weights are trained in f32. The gradient of a codebook's entry is averaged over the
     elements that share it, so that one step is the step of the separate elements, projected back onto shared values:
     what is a good learning rate for the weights is one for the codebook.
 
@@ -73,9 +73,10 @@ class TrainableGraph(nn.Module):
         if not values:
             raise PassError("nothing to train: no layer has floating-point weights that trainable= and exclude= leave")
         self.names = [value.name for value in values]
-        self.tensors = nn.ParameterList([nn.Parameter(_own(value)) for value in values])
+        layout = filter_format(graph)
+        self.tensors = nn.ParameterList([nn.Parameter(_own(value, layout)) for value in values])
         self.dtypes = {value.name: value.type.dtype.torch for value in values}
-        self.statistics = {} if freeze_batch_norm else {value.name: _own(value) for value in _statistics(graph)}
+        self.statistics = {} if freeze_batch_norm else {item.name: _own(item, layout) for item in _statistics(graph)}
         self.interpreter = Interpreter(graph, evaluators=training_forms(processes or Processes(), freeze_batch_norm))
         _average_gradients_of_codebooks(values, self.tensors)
 
@@ -117,12 +118,12 @@ class TrainableGraph(nn.Module):
         return clone, changed
 
 
-def _own(value: Value) -> Tensor:
-    """A copy to train: f32 at least, of the memory format that is fastest."""
+def _own(value: Value, layout: torch.memory_format) -> Tensor:
+    """A copy to train: f32 at least, filters in the memory format `layout`."""
     assert value.constant is not None
     tensor = value.constant.detach()
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-    return tensor.contiguous(memory_format=torch.channels_last if is_filter(value) else torch.contiguous_format)
+    return tensor.contiguous(memory_format=layout if is_filter(value) else torch.contiguous_format)
 
 
 def _selected(graph: Graph, trainable: Sequence[str], exclude: Sequence[str], learned: frozenset[str]) -> list[Value]:

@@ -22,6 +22,7 @@ from tests.passes.recovery.tasks import (
     small_graph,
 )
 from whet.errors import PassError
+from whet.frontend import import_model
 from whet.ir import Builder, DType, Graph, StateSlot, TensorType, Value, print_graph, verify
 from whet.passes.recovery.trainable import TrainableGraph
 
@@ -65,11 +66,19 @@ def test_the_graph_given_stays_as_it_was() -> None:
     assert all(tensor.is_contiguous() for tensor in constants(trained).values())
 
 
-def test_filters_are_channels_last_while_they_train() -> None:
-    module = TrainableGraph(small_graph())
+@pytest.mark.parametrize(
+    ("channels", "layout"), [(16, torch.channels_last), (12, torch.contiguous_format)], ids=["vectors", "odd"]
+)
+def test_filters_train_in_the_format_that_their_channels_fill(channels: int, layout: torch.memory_format) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, channels, 3), torch.nn.ReLU(), torch.nn.Conv2d(channels, 16, 3))
+    if channels % 16:
+        model.append(torch.nn.Conv2d(16, channels, 3))
+    x = torch.randn(2, 3, 9, 9)
+    module = TrainableGraph(import_model(model.eval(), (x,)))
     filters = [tensor for tensor in module.parameters() if tensor.dim() == 4]
-    assert len(filters) == 2
-    assert all(item.is_contiguous(memory_format=torch.channels_last) for item in filters)
+    assert len(filters) == sum(isinstance(layer, torch.nn.Conv2d) for layer in model)
+    assert all(item.is_contiguous(memory_format=layout) for item in filters)
+    torch.testing.assert_close(module(x)[0], model(x))
 
 
 def test_frozen_batch_norms_use_and_keep_the_running_statistics() -> None:
