@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from whet.backends.tuning import Tuning, TuningReport
 from whet.errors import BackendError
 from whet.ir.graph import Graph
 from whet.ir.target import Target
@@ -24,8 +26,13 @@ class Backend(Protocol):
 
     name: str
 
-    def compile(self, graph: Graph, target: Target, progress: Progress = silent) -> CompiledModule:
-        """Compile a verified graph. Raises BackendError that names the operation, its source line and the target."""
+    def compile(
+        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | None = None
+    ) -> CompiledModule:
+        """Compile a verified graph. Raises BackendError that names the operation, its source line and the target.
+
+        `tuning` is None where the user asked for none; a backend that cannot tune says so (TuningError).
+        """
         ...
 
 
@@ -50,6 +57,7 @@ class Report:
     weight_bytes: int
     seconds: dict[str, float] = field(default_factory=dict)
     passes: tuple[Any, ...] = ()
+    tuning: TuningReport | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -58,6 +66,7 @@ class Report:
         ]
         lines += [f"  {step:<24} {seconds:7.2f} s" for step, seconds in self.seconds.items()]
         lines += [f"  {item}" for item in self.passes]
+        lines += [] if self.tuning is None else str(self.tuning).splitlines()
         return "\n".join(lines)
 
 
@@ -93,16 +102,8 @@ class CompiledModule(LoadedModule):
 
     def with_passes(self, passes: Sequence[Any], seconds: dict[str, float]) -> None:
         """Add what happened before the backend to the report."""
-        before = self._report
-        self._report = Report(
-            before.target,
-            before.backend,
-            before.operations,
-            before.kernels,
-            before.weight_bytes,
-            {**seconds, **before.seconds},
-            tuple(passes),
-        )
+        merged = {**seconds, **self._report.seconds}
+        self._report = dataclasses.replace(self._report, seconds=merged, passes=tuple(passes))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bundle that `whet.load` runs: one file with manifest, code and weights.

@@ -10,6 +10,8 @@ import torch.utils.dlpack
 
 from whet.backends.base import CompiledModule, Report
 from whet.backends.manifest import make_manifest, state_weights, to_raw
+from whet.backends.tuning import Tuning
+from whet.errors import TuningError
 from whet.ir.graph import Graph
 from whet.ir.interpreter import Interpreter
 from whet.ir.printer import graph_tensors
@@ -24,8 +26,12 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def compile(self, graph: Graph, target: Target, progress: Progress = silent) -> CompiledModule:
-        """See `Backend.compile`."""
+    def compile(
+        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | None = None
+    ) -> CompiledModule:
+        """See `Backend.compile`. Raises TuningError: there are no kernels to tune."""
+        if tuning is not None:
+            raise TuningError("the reference backend has no kernels to tune: leave tuning out, or choose another")
         weights = {key: to_raw(tensor) for key, tensor in state_weights(graph).items()}
         manifest = make_manifest(graph, target, ())
         size = sum(tensor.numel() * tensor.element_size() for tensor in graph_tensors(graph).values())

@@ -15,6 +15,7 @@ from whet.ir.graph import Graph
 from whet.ir.printer import print_graph
 from whet.ir.verifier import verify
 from whet.passes.base import Context, Pass
+from whet.passes.randomness import seeded
 from whet.passes.report import PassReport, Report
 from whet.passes.rewrite.apply import ApplyPatterns
 from whet.passes.rewrite.pattern import RewritePattern
@@ -79,7 +80,9 @@ class PassManager:
         # a pass that must change something explains itself when it does not, even if nobody asked for a trace
         tracer = context.tracer or (Tracer() if item.must_change else None)
         start = time.perf_counter()
-        result = item.run(graph, dataclasses.replace(context, tracer=tracer))
+        # data sets shuffle by torch's and numpy's own generators: the same seed must rank the same weights again
+        with seeded(context.seed, 0):
+            result = item.run(graph, dataclasses.replace(context, tracer=tracer))
         seconds = time.perf_counter() - start
         if not result.modified:
             self._check_unmodified(item, graph, result.graph)

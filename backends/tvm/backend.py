@@ -13,6 +13,8 @@ from tvm import relax
 
 from whet.backends.base import CompiledModule, KernelInfo, Report
 from whet.backends.manifest import make_manifest, state_weights, to_raw
+from whet.backends.tuning import Tuning, TuningReport
+from whet.backends.tvm.build_options import PASS_OPTIONS
 from whet.backends.tvm.cuda import schedule_cuda
 from whet.backends.tvm.emit import EmittedModule, Schedule, emit
 from whet.backends.tvm.link import export_library
@@ -21,7 +23,9 @@ from whet.backends.tvm.prepare import prepare
 from whet.backends.tvm.regions import form_regions
 from whet.backends.tvm.schedule.rules import schedule_cpu
 from whet.backends.tvm.targets import tvm_target
-from whet.errors import BackendError, TargetError
+from whet.backends.tvm.tuning.database import Database
+from whet.backends.tvm.tuning.tuner import tune
+from whet.errors import BackendError, TargetError, TuningError
 from whet.ir.graph import Graph
 from whet.ir.target import Target
 from whet.passes.base import Progress, silent
@@ -32,23 +36,28 @@ from whet.runtime.session import Program
 _SCHEDULES: dict[str, Schedule] = {"cpu": schedule_cpu, "cuda": schedule_cuda}
 
 
-# TVM's elimination of common subexpressions does not look into `Let`: it binds names where not all uses see them. LLVM
-# has its own.
-_PASS_OPTIONS = {"tirx.disable_cse_tir": True}
-
-
 class TvmBackend:
     """Compiles a graph for a CPU or a CUDA device."""
 
     name = "tvm"
 
-    def compile(self, graph: Graph, target: Target, progress: Progress = silent) -> CompiledModule:
-        """See `Backend.compile`."""
+    def compile(
+        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | None = None
+    ) -> CompiledModule:
+        """See `Backend.compile`. Records of earlier tunings for this target are used, whether or not this one tunes.
+
+        Raises TuningError where `tuning` cannot be done on this target.
+        """
         clock = _Clock()
         with clock("prepare"):
             prepared = prepare(graph, target)
+        database = Database((tuning or Tuning()).folder, target)
+        tuned = None
+        if tuning is not None:
+            with clock("tune"):
+                tuned = _tune(prepared, target, tuning, database, progress)
         with clock("lower"):
-            emitted = _emit(prepared, target, progress)
+            emitted = _emit(prepared, target, progress, database)
         with clock("build"):
             progress("building machine code", 0, 1)
             executable = build(emitted.module, target)
@@ -59,7 +68,7 @@ class TvmBackend:
             KernelInfo(item.name, item.operations, item.location, item.schedule) for item in emitted.kernels
         )
         size = sum(tensor.numel() * tensor.element_size() for tensor in emitted.weights.values())
-        report = Report(target.name, self.name, len(prepared.operations), kernels, size, clock.seconds)
+        report = Report(target.name, self.name, len(prepared.operations), kernels, size, clock.seconds, tuning=tuned)
 
         def start() -> Program:
             check_host(manifest.target, "this module")
@@ -70,7 +79,13 @@ class TvmBackend:
         return CompiledModule(start, manifest, prepared, report, _exporter(executable, target), weights)
 
 
-def _emit(graph: Graph, target: Target, progress: Progress) -> EmittedModule:
+def _tune(graph: Graph, target: Target, tuning: Tuning, database: Database, progress: Progress) -> TuningReport:
+    if target.kind != "cpu":
+        raise TuningError(f"{target.name}: kernels of {target.kind} targets have nothing to choose yet")
+    return tune(graph, target, _SCHEDULES[target.kind], tuning, database, progress)
+
+
+def _emit(graph: Graph, target: Target, progress: Progress, database: Database) -> EmittedModule:
     total = len(form_regions(graph))
     done = 0
 
@@ -79,14 +94,14 @@ def _emit(graph: Graph, target: Target, progress: Progress) -> EmittedModule:
         done += 1
         progress(f"lowering {name}", done, total)
 
-    return emit(graph, target, _SCHEDULES[target.kind], on_kernel)
+    return emit(graph, target, _SCHEDULES[target.kind], on_kernel, database.decide)
 
 
 def build(module: tvm.IRModule, target: Target) -> Any:
     """Machine code and VM program of a Relax module. Raises BackendError with TVM's message."""
     described = tvm_target(target)
     try:
-        with compiling_for(target), described, tvm.transform.PassContext(opt_level=3, config=_PASS_OPTIONS):
+        with compiling_for(target), described, tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS):
             return relax.build(module, target=described, relax_pipeline=_relax_pipeline())
     except TargetError:
         raise

@@ -11,10 +11,12 @@ import tvm
 from tvm import relax, te, tirx
 
 from whet.backends.tvm.dtypes import TVM_DTYPES
+from whet.backends.tvm.kernels.decisions import DEFAULT, Decided, Decision
 from whet.backends.tvm.lowering import LOWERINGS_BY_KIND
 from whet.backends.tvm.lowering.context import LoweringContext, Packing, lower_dim
 from whet.backends.tvm.lowering.stored import UNPACKING, read_in_kernels
 from whet.backends.tvm.regions import Region, form_regions
+from whet.backends.tvm.workload import workload_text
 from whet.errors import BackendError
 from whet.ir.dimensions import dim_symbols
 from whet.ir.graph import Graph, Operation, Value
@@ -22,7 +24,7 @@ from whet.ir.printer import constant_keys, format_attribute
 from whet.ir.target import Target
 from whet.ir.types import TensorType
 
-Schedule = Callable[[tirx.PrimFunc, Target], tirx.PrimFunc]
+Schedule = Callable[[tirx.PrimFunc, Any], tirx.PrimFunc]
 
 
 @dataclass
@@ -44,7 +46,13 @@ class EmittedModule:
     kernels: list[Kernel] = field(default_factory=list)
 
 
-def emit(graph: Graph, target: Target, schedule: Schedule, on_kernel: Callable[[str], None]) -> EmittedModule:
+def emit(
+    graph: Graph,
+    target: Target,
+    schedule: Schedule,
+    on_kernel: Callable[[str], None],
+    decide: Callable[[str], Decision] = lambda workload: DEFAULT,
+) -> EmittedModule:
     """Lower every region. Raises BackendError listing operations without a lowering.
 
     Args:
@@ -52,21 +60,30 @@ def emit(graph: Graph, target: Target, schedule: Schedule, on_kernel: Callable[[
         target: what to compile for.
         schedule: applied to every kernel.
         on_kernel: called with a name before each kernel is lowered (progress).
+        decide: what was tuned for a workload (`workload_text`).
     """
     known = {"constant", *LOWERINGS_BY_KIND[target.kind]}
     missing = {op.name: str(op.location) for op in graph.operations if op.name not in known}
     if missing:
         lines = "\n".join(f"  {name} at {where}" for name, where in missing.items())
         raise BackendError(f"no lowering for {target.name}:\n{lines}")
-    return _Emitter(graph, target, schedule, on_kernel).run()
+    return _Emitter(graph, target, schedule, on_kernel, decide).run()
 
 
 class _Emitter:
-    def __init__(self, graph: Graph, target: Target, schedule: Schedule, on_kernel: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        schedule: Schedule,
+        on_kernel: Callable[[str], None],
+        decide: Callable[[str], Decision],
+    ) -> None:
         self.graph = graph
         self.target = target
         self.schedule = schedule
         self.on_kernel = on_kernel
+        self.decide = decide
         self.builder = relax.BlockBuilder()
         self.keys = constant_keys(graph)
         self.symbols = {name: tirx.Var(name, "int64") for name in _symbol_names(graph)}
@@ -76,8 +93,7 @@ class _Emitter:
         self.described: list[Kernel] = []
 
     def run(self) -> EmittedModule:
-        readers, returned = UNPACKING[self.target.kind], set(self.graph.returns)
-        regions = form_regions(self.graph, lambda operation: read_in_kernels(operation, readers, returned))
+        regions = kernel_regions(self.graph, self.target)
         lowered = {region: self._lower(region) for region in regions if not region.is_view}
         parameters = [self._parameter(value) for value in self.graph.arguments]
         parameters += self._weight_parameters(regions, lowered)
@@ -104,31 +120,19 @@ class _Emitter:
     def _lower(self, region: Region) -> _Lowered:
         """The kernel of a region; regions that read alike share one."""
         self.on_kernel(" + ".join(operation.name for operation in region.operations))
-        symbols = sorted(
-            {s.name for v in _region_values(region) for d in v.type.shape for s in dim_symbols(d)}
-            | _attribute_symbols(region)
-        )
-        context = LoweringContext(self.target, {name: tirx.Var(name, "int64") for name in symbols})
-        outputs = _lower_operations(context, region)
-        key = _region_key(region, context)
+        decision = self.decide(workload_text(region))
+        expressed = express(region, self.target, decision)
+        key = _region_key(region, expressed.context)
         if key not in self.kernels:
             name = f"{_region_name(region)}_{len(self.kernels)}"
-            function = self._build(name, context, outputs, symbols)
-            self.kernels[key] = (self.builder.add_func(function, name), symbols)
+            function = expressed.function(self.schedule).with_attr("global_symbol", name)
+            self.kernels[key] = (self.builder.add_func(function, name), expressed.symbols)
             rule = str(function.attrs.get("whet.schedule", "none")) if function.attrs else "none"
+            rule += "" if decision == DEFAULT else f" ({decision})"
             self.described.append(
                 Kernel(name, tuple(op.name for op in region.operations), str(region.operations[0].location), rule)
             )
-        return _Lowered(self.kernels[key][0], [source for _, source in context.arguments], symbols)
-
-    def _build(
-        self, name: str, context: LoweringContext, outputs: Sequence[te.Tensor], symbols: Sequence[str]
-    ) -> tirx.PrimFunc:
-        placeholders = [placeholder for placeholder, _ in context.arguments]
-        variables = [context.symbols[symbol] for symbol in symbols]
-        function = te.create_prim_func([*placeholders, *variables, *outputs], index_dtype_override="int64")
-        function = self.schedule(function.with_attr("global_symbol", "main"), self.target)
-        return function.with_attr({"global_symbol": name, "tirx.noalias": True})
+        return _Lowered(self.kernels[key][0], expressed.sources, expressed.symbols)
 
     def _weight_parameters(self, regions: Sequence[Region], lowered: dict[Region, _Lowered]) -> list[relax.Var]:
         """Constants as the kernels want them, each once; those that are views' operands or outputs as they are."""
@@ -180,6 +184,12 @@ class _Emitter:
         return self.variables[value]
 
 
+def kernel_regions(graph: Graph, target: Target) -> list[Region]:
+    """The regions that become kernels, and the views between them."""
+    readers, returned = UNPACKING[target.kind], set(graph.returns)
+    return form_regions(graph, lambda operation: read_in_kernels(operation, readers, returned))
+
+
 @dataclass
 class _Lowered:
     """A region's kernel and what it is called with."""
@@ -187,6 +197,47 @@ class _Lowered:
     function: Any
     sources: list[Value | Packing]
     symbols: list[str]
+
+
+@dataclass
+class Expressed:
+    """A region as tensor expressions.
+
+    Attributes:
+        context: the tensors, and what the kernel's arguments are.
+        outputs: of the region.
+        symbols: names of the symbolic dimensions, which the kernel takes last.
+        target: with the decision, and the tiles that there were to choose from.
+    """
+
+    context: LoweringContext
+    outputs: list[te.Tensor]
+    symbols: list[str]
+    target: Decided
+
+    @property
+    def sources(self) -> list[Value | Packing]:
+        """What the kernel is called with, in order, before symbols and outputs."""
+        return [source for _, source in self.context.arguments]
+
+    def function(self, schedule: Schedule) -> tirx.PrimFunc:
+        """The scheduled kernel, called `main`."""
+        placeholders = [placeholder for placeholder, _ in self.context.arguments]
+        variables = [self.context.symbols[symbol] for symbol in self.symbols]
+        function = te.create_prim_func([*placeholders, *variables, *self.outputs], index_dtype_override="int64")
+        function = schedule(function.with_attr("global_symbol", "main"), self.target)
+        return function.with_attr("tirx.noalias", True)
+
+
+def express(region: Region, target: Target, decision: Decision = DEFAULT) -> Expressed:
+    """Lower the operations of one region. Raises BackendError for what has no lowering."""
+    symbols = sorted(
+        {s.name for v in _region_values(region) for d in v.type.shape for s in dim_symbols(d)}
+        | _attribute_symbols(region)
+    )
+    decided = Decided(target, decision)
+    context = LoweringContext(decided, {name: tirx.Var(name, "int64") for name in symbols})
+    return Expressed(context, _lower_operations(context, region), symbols, decided)
 
 
 def _lower_operations(context: LoweringContext, region: Region) -> list[te.Tensor]:

@@ -24,6 +24,11 @@ _LINKERS = {
 _SHARED = ("-shared", "-fPIC", "-s")
 
 
+def shared_flags() -> tuple[str, ...]:
+    """What every linker is told besides, for a shared library."""
+    return _SHARED
+
+
 def find_linker(target: Target) -> list[str]:
     """The command that links a shared library for `target`. Raises TargetError that says what to install."""
     if target.os != "linux":

@@ -11,10 +11,13 @@ from whet.ir.target import Target
 
 def tvm_target(target: Target) -> tvm.target.Target:
     """TVM's target, with the host's side for CUDA."""
+    return tvm.target.Target(target_description(target))
+
+
+def target_description(target: Target) -> dict[str, Any]:
+    """What TVM's target is made of, as JSON can hold it."""
     host = _llvm(target)
-    if target.kind == "cpu":
-        return tvm.target.Target(host)
-    return tvm.target.Target({"kind": "cuda", "arch": target.device_arch, "host": host, **_CUDA_LIMITS})
+    return host if target.kind == "cpu" else {"kind": "cuda", "arch": target.device_arch, "host": host, **_CUDA_LIMITS}
 
 
 # Limits that every supported CUDA device has.

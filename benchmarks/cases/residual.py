@@ -32,9 +32,10 @@ from whet.passes import (
     QuantizeStatic,
     StructuredPruning,
 )
+from whet.passes.pruning.importance import Taylor
 
 STUDENT_WIDTH = 8
-STUDENT_EPOCHS = 12
+STUDENT_EPOCHS = 6
 HALF = "resnet20-prune2"
 SEEDS = (0, 1, 2)
 _TRAIN: dict[str, Any] = {"precision": "bf16", "weight_decay": 5e-4, "schedule": "one-cycle"}
@@ -55,12 +56,12 @@ def _recovery(epochs: int, workshop: Workshop) -> Distill:
 def _without_channels(kind: str, share: float, graph: Graph, original: Graph) -> StructuredPruning:
     """Channels of `graph` removed, down to a share of what the original has of `kind`."""
     budget = Budget(kind, int(Budget(kind, share).limit(original)))
-    return StructuredPruning(criterion="taylor", scope="global", budget=budget, round_to=1)
+    return StructuredPruning(criterion=Taylor(batches=64), scope="global", budget=budget, round_to=1)
 
 
 def _halved(graph: Graph, workshop: Workshop) -> Graph:
     """Channels removed down to half of the FLOPs, then distilled from the original."""
-    passes = [_without_channels("flops", 0.495, graph, graph), _recovery(30, workshop)]
+    passes = [_without_channels("flops", 0.495, graph, graph), _recovery(22, workshop)]
     return apply(graph, passes, _context(graph, workshop))
 
 
@@ -72,7 +73,7 @@ def _half(graph: Graph, workshop: Workshop) -> Graph:
 
 def _quartered(graph: Graph, workshop: Workshop) -> Graph:
     half = _half(graph, workshop)
-    passes = [_without_channels("flops", 0.2475, half, graph), _recovery(30, workshop)]
+    passes = [_without_channels("flops", 0.2475, half, graph), _recovery(16, workshop)]
     return apply(half, passes, _context(graph, workshop))
 
 
@@ -84,7 +85,7 @@ def _int4(graph: Graph, workshop: Workshop) -> Graph:
     train = QuantizationAware(
         weight_bits=4,
         learned_step=True,
-        epochs=4,
+        epochs=2,
         learning_rate=0.01,
         weight_decay=1e-4,
         precision="bf16",
@@ -99,7 +100,7 @@ def _all_four(graph: Graph, workshop: Workshop) -> Graph:
     passes = [
         _without_channels("parameters", 0.45, half, graph),
         Factorize(ratio=0.75),
-        _recovery(25, workshop),
+        _recovery(14, workshop),
         QuantizeStatic(),
     ]
     return apply(half, passes, _context(graph, workshop))

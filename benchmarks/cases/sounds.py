@@ -63,7 +63,7 @@ def _voice_pruned(graph: Graph, workshop: Workshop) -> Graph:
     recover = Distill(
         loss="cosine",
         alpha=0.0,
-        epochs=20,
+        epochs=12,
         optimizer="adamw",
         learning_rate=1e-3,
         checkpoint=str(workshop.folder / "recover"),

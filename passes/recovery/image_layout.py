@@ -19,6 +19,8 @@ FORMS: Final = {"masked": 0, "lookup": 0, "fake_quantize": 0, "cast": 0, "transp
 
 _VECTOR: Final = 16
 """Channels that fill a vector of 512 bits with float32."""
+_FEW: Final = 4
+"""Input channels of a picture, or of a depthwise filter, which have kernels of their own."""
 
 
 def arranged_inputs(graph: Graph, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -38,10 +40,10 @@ def arranged_filters(graph: Graph) -> dict[str, Tensor]:
 
 
 def filter_format(graph: Graph) -> torch.memory_format:
-    """Channels-last where most 2-d convolutions have whole vectors of output channels."""
-    channels = [value.type.shape[0] for value in graph.constants if is_filter(value)]
-    whole = sum(isinstance(count, int) and count % _VECTOR == 0 for count in channels)
-    return torch.channels_last if 2 * whole > len(channels) else torch.contiguous_format
+    """Channels-last where most 2-d convolutions read and write whole vectors of channels."""
+    shapes = [value.type.static_shape for value in graph.constants if is_filter(value)]
+    whole = sum(shape[0] % _VECTOR == 0 and (shape[1] % _VECTOR == 0 or shape[1] < _FEW) for shape in shapes)
+    return torch.channels_last if 2 * whole > len(shapes) else torch.contiguous_format
 
 
 def is_filter(value: Value) -> bool:

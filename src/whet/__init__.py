@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from whet import errors, passes
     from whet.api import optimize
     from whet.backends.base import CompiledModule
+    from whet.backends.tuning import Tuning
     from whet.ir.target import Target
     from whet.ir.target import target_names as targets
     from whet.runtime import load
 
 __version__ = "0.1.0"
 
-__all__ = ["CompiledModule", "Target", "__version__", "errors", "load", "optimize", "passes", "targets"]
+__all__ = ["CompiledModule", "Target", "Tuning", "__version__", "errors", "load", "optimize", "passes", "targets"]
 
 # name -> (module, attribute); no attribute: the module itself
 _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "CompiledModule": ("whet.backends.base", "CompiledModule"),
     "Target": ("whet.ir.target", "Target"),
+    "Tuning": ("whet.backends.tuning", "Tuning"),
     "errors": ("whet.errors", None),
     "load": ("whet.runtime", "load"),
     "optimize": ("whet.api", "optimize"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from whet.backends.base import CompiledModule
 from whet.backends.registry import find_backend
+from whet.backends.tuning import Tuning
 from whet.frontend import import_model
 from whet.ir.graph import Graph
 from whet.ir.target import Target, get_target
@@ -33,6 +34,7 @@ def optimize(
     objective: str | None = None,
     seed: int = 0,
     backend: str = "tvm",
+    tuning: Tuning | None = None,
     dump: str | Path | None = None,
     tracer: Tracer | None = None,
     progress: bool | None = None,
@@ -54,6 +56,8 @@ def optimize(
         objective: the name of the entry of that dict that counts.
         seed: of every random choice that a pass takes.
         backend: "tvm", "reference" (the interpreter), or the name of an installed one.
+        tuning: how long to search for faster kernels on the device; None: the default kernels, or what an earlier
+            tuning for this target has recorded in the user's cache.
         dump: a folder for the graph's text as imported and after each pass.
         tracer: a `whet.passes.Tracer` that collects why patterns did not match.
         progress: show a progress bar; None: on a terminal.
@@ -86,6 +90,6 @@ def optimize(
         )
         result = PassManager(tuple(passes), dump=dump).run(graph, context)
         seconds["passes"] = time.perf_counter() - start
-        compiled = chosen.compile(result.graph, device, show)
+        compiled = chosen.compile(result.graph, device, show, tuning)
     compiled.with_passes(result.report.passes, seconds)
     return compiled

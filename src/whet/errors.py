@@ -48,6 +48,10 @@ class ParseError(WhetError):
     """The text form of a graph is malformed; the message has line and column."""
 
 
+class TuningError(WhetError):
+    """Tuning was asked for what it cannot do: options out of range, a database or a device that cannot be reached."""
+
+
 class BackendError(WhetError):
     """A backend cannot compile an operation; names the operation, its source line and the target."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from tests.passes.equality import build, weight
 from whet import passes
@@ -198,3 +199,21 @@ def test_the_package_has_one_name() -> None:
     root = Path(passes.__file__).parent
     with pytest.raises(ImportError, match=r"whet\.passes"):
         runpy.run_path(str(root / "__init__.py"), run_name="passes")
+
+
+def test_what_a_pass_draws_depends_on_the_seed_alone() -> None:
+    @dataclass(frozen=True)
+    class Draw(Pass):
+        """Keeps a random number."""
+
+        drawn: ClassVar[list[float]] = []
+
+        def run(self, graph: Graph, context: Context) -> PassResult:
+            self.drawn.append(float(torch.rand(())))
+            return PassResult(graph, False)
+
+    before = torch.get_rng_state()
+    for seed in (0, 0, 1):
+        PassManager([Draw()]).run(Graph(), Context(seed=seed))
+    assert Draw.drawn[0] == Draw.drawn[1] != Draw.drawn[2]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -10,7 +10,7 @@ from tvm import te, tirx
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
-from whet.backends.tvm.kernels.tiles import Tile
+from whet.backends.tvm.kernels.tiles import Tile, chosen_tile
 from whet.backends.tvm.kernels.windows import Window, ceil_to, window_index, windowed
 
 # Outputs along a row that share the loads of their overlapping windows.
@@ -33,11 +33,12 @@ def depthwise_tile(
     width = lanes(target, dtype)
     outputs = [extent(size) for size in geometry.output_extents(input_shape[1:-1])]
     last = outputs[-1] or _LONGEST_ROW
-    row = max(range(1, _LONGEST_ROW + 1), key=lambda step: (last / (-(-last // step) * step), step))
+    steps = range(1, _LONGEST_ROW + 1)
+    rows = sorted(steps, key=lambda step: (last / (-(-last // step) * step), step), reverse=True)
     whole = [width * count for count in (2, 1) if channels % (width * count) == 0]
     halves = [size for size in (width // 2, width // 4) if size > 1 and channels % size == 0]
-    block = (whole + halves + [width])[0]
-    return Tile((1,) * (len(outputs) - 1) + (row,), block)
+    blocks = (whole + halves) or [width]
+    return chosen_tile(target, [Tile((1,) * (len(outputs) - 1) + (row,), block) for row in rows for block in blocks])
 
 
 def depthwise(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
@@ -59,13 +59,37 @@ def contraction_tile(
     `rows` are the row extents (one for a matmul, the spatial ones for a convolution: only the last two are
     tiled); symbolic ones count as a moderate extent. `exact_block` allows only blocks that divide `columns`,
     for weights whose columns cannot be padded (grouped convolution). `row_bytes` is the distance of neighbouring
-    rows in memory (0: unknown).
+    rows in memory (0: unknown). A target that comes with decisions (`kernels.decisions`) chooses among all of them.
     """
+    ranked = rank_tiles(
+        target, rows, columns, reduction, batch, dtype=dtype, exact_block=exact_block, row_bytes=row_bytes
+    )
+    return chosen_tile(target, ranked)
+
+
+def chosen_tile(target: CpuTarget, ranked: Sequence[Tile]) -> Tile:
+    """The tile that a target with decisions chooses, else the first of `ranked`."""
+    choose: Callable[[Sequence[Tile]], Tile] | None = getattr(target, "choose", None)
+    return ranked[0] if choose is None else choose(ranked)
+
+
+def rank_tiles(
+    target: CpuTarget,
+    rows: Sequence[Dimension],
+    columns: Dimension,
+    reduction: Dimension,
+    batch: int = 1,
+    *,
+    dtype: str = "float32",
+    exact_block: bool = False,
+    row_bytes: int = 0,
+) -> list[Tile]:
+    """Every tile that fits the registers, those of the least modelled time first; see `contraction_tile`."""
     width = lanes(target, dtype)
     fixed = [extent(row) for row in rows]
     known_columns = extent(columns)
     steps = extent(reduction) or 512
-    best: tuple[float, Tile] | None = None
+    found: list[tuple[float, Tile]] = []
     for block in _blocks(target, width, known_columns, exact_block):
         vectors = -(-block // width)
         column_tiles = -(-(known_columns or 4 * block) // block)
@@ -80,11 +104,9 @@ def contraction_tile(
             cost = shares * _tile_cycles(target, count, vectors, steps, 4 * block)
             if count > _rows_in_cache(row_bytes):
                 cost *= _MISS_PENALTY
-            if best is None or cost < best[0] - 1e-9:
-                best = (cost, Tile(tile_rows, block))
-    if best is None:
-        raise AssertionError("the block list is never empty")
-    return best[1]
+            found.append((round(cost, 6), Tile(tile_rows, block)))
+    # a stable sort: among equals the one that comes first, as whole row tiles do
+    return [tile for _, tile in sorted(found, key=lambda item: item[0])]
 
 
 def _tile_cycles(target: CpuTarget, rows: int, vectors: int, steps: int, column_bytes: int) -> float:

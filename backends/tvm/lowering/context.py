@@ -18,7 +18,6 @@ from whet.backends.tvm.lowering.half import binding, widened
 from whet.errors import BackendError
 from whet.ir.dimensions import Dim
 from whet.ir.graph import Operation, Value
-from whet.ir.target import Target
 from whet.ir.types import DType, TensorType
 
 
@@ -42,9 +41,12 @@ class Packing:
 
 
 class LoweringContext:
-    """One region being lowered. Placeholders appear in `arguments` in the order in which they are first asked for."""
+    """One region being lowered. Placeholders appear in `arguments` in the order in which they are first asked for.
 
-    def __init__(self, target: Target, symbols: dict[str, tirx.Var]) -> None:
+    `target` is a Target, or one that comes with the decisions for this kernel (`kernels.decisions.Decided`).
+    """
+
+    def __init__(self, target: Any, symbols: dict[str, tirx.Var]) -> None:
         self.target = target
         self.symbols = symbols
         self.tensors: dict[Value, te.Tensor] = {}

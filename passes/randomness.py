@@ -1,4 +1,4 @@
-"""Random numbers of one epoch, the same in every run, without touching the caller's."""
+"""Random numbers of one pass, or of one epoch, the same in every run, without touching the caller's."""
 
 from __future__ import annotations
 

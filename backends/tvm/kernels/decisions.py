@@ -1,0 +1,83 @@
+"""What a kernel leaves open, and a target that comes with the decisions taken for one kernel.
+
+Kernels are planned for a `CpuTarget` and take the choice that the model of the machine ranks first. A tuner plans the
+same kernel for a `Decided` target instead: it sees which choices there were, and says which one to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from whet.backends.tvm.kernels.cpu import CpuTarget
+from whet.backends.tvm.kernels.tiles import Tile
+
+COLUMNS_FIRST = "columns"
+"""Blocks of columns outside rows: a core works through few weights, which stay in its cache."""
+ROWS_FIRST = "rows"
+"""Rows outside blocks of columns: a core works through few activations, and streams the weights."""
+ORDERS = (COLUMNS_FIRST, ROWS_FIRST)
+UNROLLS = (1, 2, 4)
+"""Steps of the innermost reduction loop that are written out."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How one kernel is tiled and scheduled.
+
+    Attributes:
+        tile: its register tile; None: the one that the model of the machine ranks first.
+        order: which loop over tiles is outside.
+        unroll: steps of the innermost reduction loop that are written out.
+    """
+
+    tile: Tile | None = None
+    order: str = COLUMNS_FIRST
+    unroll: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Decision:
+        """Raises KeyError, TypeError and ValueError for what is no decision."""
+        tile = data["tile"]
+        chosen = None if tile is None else Tile(tuple(int(row) for row in tile["rows"]), int(tile["block"]))
+        if data["order"] not in ORDERS or int(data["unroll"]) not in UNROLLS:
+            raise ValueError(f"{data} is no decision")
+        return cls(chosen, data["order"], int(data["unroll"]))
+
+    def __str__(self) -> str:
+        tile = "default" if self.tile is None else f"{'x'.join(map(str, self.tile.rows))}x{self.tile.block}"
+        return f"{tile}, {self.order} first, unrolled {self.unroll}"
+
+
+DEFAULT = Decision()
+
+
+@dataclass
+class Decided:
+    """A CPU target for one kernel, with the decision for it.
+
+    `tiles` are the register tiles that the kernel could have had, the best first by the model: empty for a kernel
+    without a choice.
+    """
+
+    target: CpuTarget
+    decision: Decision = DEFAULT
+    tiles: list[Tile] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.target, name)
+
+    def choose(self, ranked: Sequence[Tile]) -> Tile:
+        """The decision's tile where it is one of `ranked`, else the first of them."""
+        self.tiles = list(ranked)
+        return self.decision.tile if self.decision.tile in self.tiles else self.tiles[0]
+
+
+def decision_for(target: CpuTarget) -> Decision:
+    """The decision that comes with a target."""
+    return target.decision if isinstance(target, Decided) else DEFAULT
