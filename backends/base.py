@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from whet.backends.tuning import Tuning, TuningReport
 from whet.errors import BackendError
@@ -27,11 +27,12 @@ class Backend(Protocol):
     name: str
 
     def compile(
-        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | None = None
+        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | Literal[False] | None = None
     ) -> CompiledModule:
         """Compile a verified graph. Raises BackendError that names the operation, its source line and the target.
 
-        `tuning` is None where the user asked for none; a backend that cannot tune says so (TuningError).
+        `tuning` is None where the user asked for none, and False where records of earlier ones must not be used
+        either; a backend that cannot tune says so (TuningError).
         """
         ...
 

@@ -23,15 +23,7 @@ def make_manifest(graph: Graph, target: Target, weights: Sequence[str]) -> Manif
     """The manifest of `graph` compiled for `target`; `weights` are keys in the order in which code takes them."""
     keys = constant_keys(graph)
     return Manifest(
-        target=TargetSpec(
-            name=target.name,
-            triple=target.triple,
-            arch=target.arch,
-            os=target.os,
-            features=target.features,
-            device=target.kind,
-            device_arch=target.device_arch,
-        ),
+        target=target_spec(target),
         inputs=tuple(_tensor(value.name, value.type) for value in graph.inputs),
         outputs=tuple(
             _tensor(name, value.type) for name, value in zip(_output_names(graph), graph.outputs, strict=True)
@@ -51,6 +43,19 @@ def make_manifest(graph: Graph, target: Target, weights: Sequence[str]) -> Manif
         output_structure=graph.output_structure or _flat_outputs(len(graph.outputs)),
         parameters=_parameters(graph),
         versions={key: _version(package) for key, package in _PACKAGES.items()},
+    )
+
+
+def target_spec(target: Target) -> TargetSpec:
+    """What a device must be to run code for `target`."""
+    return TargetSpec(
+        name=target.name,
+        triple=target.triple,
+        arch=target.arch,
+        os=target.os,
+        features=target.features,
+        device=target.kind,
+        device_arch=target.device_arch,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils.dlpack
@@ -27,10 +27,10 @@ class ReferenceBackend:
     name = "reference"
 
     def compile(
-        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | None = None
+        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | Literal[False] | None = None
     ) -> CompiledModule:
         """See `Backend.compile`. Raises TuningError: there are no kernels to tune."""
-        if tuning is not None:
+        if tuning:
             raise TuningError("the reference backend has no kernels to tune: leave tuning out, or choose another")
         weights = {key: to_raw(tensor) for key, tensor in state_weights(graph).items()}
         manifest = make_manifest(graph, target, ())

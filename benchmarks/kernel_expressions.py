@@ -9,13 +9,13 @@ from tvm import te, tirx
 
 from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
 from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
-from whet.backends.tvm.kernels.integer import (
-    integer_conv,
-    integer_linear,
-    pack_integer_conv_weight,
-    pack_integer_linear_weight,
-    plan_integer_conv,
-    plan_integer_linear,
+from whet.backends.tvm.kernels.dot import (
+    dot_conv,
+    dot_linear,
+    pack_dot_conv_weight,
+    pack_dot_linear_weight,
+    plan_dot_conv,
+    plan_dot_linear,
 )
 from whet.backends.tvm.kernels.linear import linear, linear_tile, pack_linear_weight
 from whet.backends.tvm.kernels.windows import Window, window
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def expression(layer: Layer, target: Target) -> list[Any]:
     """Input, packed weight and output of a layer."""
     if layer.kernel == 0:
-        return _integer_linear(layer, target) if layer.integer else _linear(layer, target)
+        return _dot_linear(layer, target) if layer.integer else _linear(layer, target)
     side = (layer.padding, layer.padding)
     geometry = window((layer.kernel,) * 2, (layer.stride,) * 2, (side, side))
     if layer.groups == layer.inputs:
@@ -52,11 +52,11 @@ def _linear(layer: Layer, target: Target) -> list[Any]:
     return [x, weight, linear(x, weight, out_features=layer.outputs, tile=tile)]
 
 
-def _integer_linear(layer: Layer, target: Target) -> list[Any]:
+def _dot_linear(layer: Layer, target: Target) -> list[Any]:
     x = te.placeholder((layer.side, layer.inputs), "uint8", name="x")
-    plan = plan_integer_linear(target, x.shape, layer.outputs)
-    weight = _placeholder(pack_integer_linear_weight(_weight(layer), plan))
-    return [x, weight, integer_linear(x, weight, out_features=layer.outputs, plan=plan)]
+    plan = plan_dot_linear(target, x.shape, layer.outputs)
+    weight = _placeholder(pack_dot_linear_weight(_weight(layer), plan))
+    return [x, weight, dot_linear(x, weight, out_features=layer.outputs, plan=plan)]
 
 
 def _image(layer: Layer) -> Any:
@@ -72,9 +72,9 @@ def _conv(layer: Layer, target: Target, geometry: Window) -> list[Any]:
 
 def _integer_conv(layer: Layer, target: Target, geometry: Window) -> list[Any]:
     x = _image(layer)
-    plan = plan_integer_conv(target, x.shape, layer.outputs, geometry, layer.groups)
-    weight = _placeholder(pack_integer_conv_weight(_weight(layer), plan, layer.groups))
-    return [x, weight, integer_conv(x, weight, geometry=geometry, out_channels=layer.outputs, plan=plan, zero_point=3)]
+    plan = plan_dot_conv(target, x.shape, layer.outputs, geometry, layer.groups)
+    weight = _placeholder(pack_dot_conv_weight(_weight(layer), plan, layer.groups))
+    return [x, weight, dot_conv(x, weight, geometry=geometry, out_channels=layer.outputs, plan=plan, zero_point=3)]
 
 
 def _depthwise(layer: Layer, target: Target, geometry: Window) -> list[Any]:

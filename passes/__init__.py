@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from whet.passes.quantization.smooth import SmoothQuant
     from whet.passes.quantization.static import QuantizeStatic
     from whet.passes.quantization.weights_only import QuantizeWeights
+    from whet.passes.quantization.where_faster import QuantizeWhereFaster
     from whet.passes.recovery.distill import Distill
     from whet.passes.recovery.fine_tune import FineTune
     from whet.passes.recurrent_projection import HoistRecurrentProjections
@@ -89,6 +90,7 @@ __all__ = [
     "QuantizeRecurrent",
     "QuantizeStatic",
     "QuantizeWeights",
+    "QuantizeWhereFaster",
     "RewritePattern",
     "Rewriter",
     "SmoothQuant",
@@ -131,6 +133,7 @@ CATALOGUE: Final[dict[str, str]] = {
     "QuantizeRecurrent": "whet.passes.quantization.recurrent",
     "QuantizeStatic": "whet.passes.quantization.static",
     "QuantizeWeights": "whet.passes.quantization.weights_only",
+    "QuantizeWhereFaster": "whet.passes.quantization.where_faster",
     "SmoothQuant": "whet.passes.quantization.smooth",
     "StructuredPruning": "whet.passes.pruning.structured",
     "UnstructuredPruning": "whet.passes.pruning.unstructured",

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Evaluate = Callable[[Callable[..., Any]], float | Mapping[str, float]]
 """Model -> quality. The model takes and gives torch tensors, as the model that was imported does."""
 
+Latency = Callable[[Graph], Mapping[str, float]]
+"""Graph -> measured seconds of its kernels, summed by the path of the module that they come from."""
+
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all)."""
 
@@ -42,6 +45,7 @@ class Context:
         progress: told (what is being done, steps done, steps in all).
         seed: of every random choice that a pass takes.
         original: the graph before the first pass, which `PassManager.run` fills in: distillation's teacher.
+        latency: graph -> seconds on the target by module path, measured; None where there is nothing to measure on.
     """
 
     target: Target | None = None
@@ -53,6 +57,7 @@ class Context:
     progress: Progress = silent
     seed: int = 0
     original: Graph | None = None
+    latency: Latency | None = None
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tvm
 from tvm import relax
 
 from whet.backends.base import CompiledModule, KernelInfo, Report
-from whet.backends.manifest import make_manifest, state_weights, to_raw
+from whet.backends.manifest import make_manifest, state_weights, target_spec, to_raw
 from whet.backends.tuning import Tuning, TuningReport
 from whet.backends.tvm.build_options import PASS_OPTIONS
 from whet.backends.tvm.cuda import schedule_cuda
 from whet.backends.tvm.emit import EmittedModule, Schedule, emit
+from whet.backends.tvm.kernels.decisions import DEFAULT
 from whet.backends.tvm.link import export_library
 from whet.backends.tvm.nvcc import compiling_for
 from whet.backends.tvm.prepare import prepare
@@ -24,8 +25,9 @@ from whet.backends.tvm.regions import form_regions
 from whet.backends.tvm.schedule.rules import schedule_cpu
 from whet.backends.tvm.targets import tvm_target
 from whet.backends.tvm.tuning.database import Database
+from whet.backends.tvm.tuning.latency import module_latencies
 from whet.backends.tvm.tuning.tuner import tune
-from whet.errors import BackendError, TargetError, TuningError
+from whet.errors import BackendError, BundleError, TargetError, TuningError
 from whet.ir.graph import Graph
 from whet.ir.target import Target
 from whet.passes.base import Progress, silent
@@ -42,18 +44,18 @@ class TvmBackend:
     name = "tvm"
 
     def compile(
-        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | None = None
+        self, graph: Graph, target: Target, progress: Progress = silent, tuning: Tuning | Literal[False] | None = None
     ) -> CompiledModule:
-        """See `Backend.compile`. Records of earlier tunings for this target are used, whether or not this one tunes.
+        """See `Backend.compile`. Records of earlier tunings for this target are used, unless `tuning` is False.
 
         Raises TuningError where `tuning` cannot be done on this target.
         """
         clock = _Clock()
         with clock("prepare"):
             prepared = prepare(graph, target)
-        database = Database((tuning or Tuning()).folder, target)
+        database = None if tuning is False else Database((tuning or Tuning()).folder, target)
         tuned = None
-        if tuning is not None:
+        if tuning and database is not None:
             with clock("tune"):
                 tuned = _tune(prepared, target, tuning, database, progress)
         with clock("lower"):
@@ -78,14 +80,30 @@ class TvmBackend:
 
         return CompiledModule(start, manifest, prepared, report, _exporter(executable, target), weights)
 
+    def latency(self, graph: Graph, target: Target, tuning: Tuning, progress: Progress = silent) -> Mapping[str, float]:
+        """Seconds of a call by module path, measured on the device. Raises TuningError."""
+        _require_measurable(target, tuning)
+        return module_latencies(graph, target, _SCHEDULES[target.kind], tuning, progress)
+
+
+def _require_measurable(target: Target, tuning: Tuning) -> None:
+    """Raise TuningError unless kernels for `target` can be run one by one."""
+    if target.kind != "cpu":
+        raise TuningError(f"{target.name}: kernels of {target.kind} targets cannot be measured one by one yet")
+    if tuning.runner is not None:
+        return
+    try:
+        check_host(target_spec(target), f"a kernel for {target.name}")
+    except BundleError as error:
+        raise TuningError(f"{error}. To measure on a board: Tuning(runner=RemoteRunner(...))") from error
+
 
 def _tune(graph: Graph, target: Target, tuning: Tuning, database: Database, progress: Progress) -> TuningReport:
-    if target.kind != "cpu":
-        raise TuningError(f"{target.name}: kernels of {target.kind} targets have nothing to choose yet")
+    _require_measurable(target, tuning)
     return tune(graph, target, _SCHEDULES[target.kind], tuning, database, progress)
 
 
-def _emit(graph: Graph, target: Target, progress: Progress, database: Database) -> EmittedModule:
+def _emit(graph: Graph, target: Target, progress: Progress, database: Database | None) -> EmittedModule:
     total = len(form_regions(graph))
     done = 0
 
@@ -94,7 +112,8 @@ def _emit(graph: Graph, target: Target, progress: Progress, database: Database) 
         done += 1
         progress(f"lowering {name}", done, total)
 
-    return emit(graph, target, _SCHEDULES[target.kind], on_kernel, database.decide)
+    decide = (lambda workload: DEFAULT) if database is None else database.decide
+    return emit(graph, target, _SCHEDULES[target.kind], on_kernel, decide)
 
 
 def build(module: tvm.IRModule, target: Target) -> Any:

@@ -14,10 +14,10 @@ from whet.errors import PassError
 from whet.passes.base import Context
 from whet.passes.data import TrainingBatch, TrainingBatches
 from whet.passes.evaluation import GraphModel, score
+from whet.passes.randomness import seeded
 from whet.passes.recovery.checkpoint import Checkpoint
 from whet.passes.recovery.distributed import Processes
 from whet.passes.recovery.objective import Objective, backward
-from whet.passes.randomness import seeded
 from whet.passes.recovery.rule import TrainingRule
 from whet.passes.recovery.schedule import SCHEDULES, make_optimizer, set_rate
 

@@ -17,10 +17,10 @@ from whet.errors import PassError
 from whet.ir.graph import Graph
 from whet.ir.printer import print_graph
 from whet.passes.base import Context, Pass, PassResult
+from whet.passes.randomness import seeded
 from whet.passes.recovery.checkpoint import Checkpoint
 from whet.passes.recovery.distributed import processes
 from whet.passes.recovery.objective import Objective
-from whet.passes.randomness import seeded
 from whet.passes.recovery.rule import TrainingRule
 from whet.passes.recovery.schedule import OPTIMIZERS, SCHEDULES
 from whet.passes.recovery.trainable import TrainableGraph

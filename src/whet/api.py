@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from whet.backends.base import CompiledModule
+from whet.backends.base import Backend, CompiledModule
 from whet.backends.registry import find_backend
 from whet.backends.tuning import Tuning
 from whet.frontend import import_model
 from whet.ir.graph import Graph
 from whet.ir.target import Target, get_target
-from whet.passes.base import Context, Evaluate
+from whet.passes.base import Context, Evaluate, Latency, Progress
 from whet.passes.data import Source
 from whet.passes.manager import PassManager
 from whet.passes.rewrite import Tracer
@@ -34,7 +34,7 @@ def optimize(
     objective: str | None = None,
     seed: int = 0,
     backend: str = "tvm",
-    tuning: Tuning | None = None,
+    tuning: Tuning | Literal[False] | None = None,
     dump: str | Path | None = None,
     tracer: Tracer | None = None,
     progress: bool | None = None,
@@ -57,7 +57,7 @@ def optimize(
         seed: of every random choice that a pass takes.
         backend: "tvm", "reference" (the interpreter), or the name of an installed one.
         tuning: how long to search for faster kernels on the device; None: the default kernels, or what an earlier
-            tuning for this target has recorded in the user's cache.
+            tuning for this target has recorded in the user's cache; False: the default kernels.
         dump: a folder for the graph's text as imported and after each pass.
         tracer: a `whet.passes.Tracer` that collects why patterns did not match.
         progress: show a progress bar; None: on a terminal.
@@ -87,9 +87,16 @@ def optimize(
             tracer=tracer,
             progress=show,
             seed=seed,
+            latency=_latency(chosen, device, tuning or Tuning(), show),
         )
         result = PassManager(tuple(passes), dump=dump).run(graph, context)
         seconds["passes"] = time.perf_counter() - start
         compiled = chosen.compile(result.graph, device, show, tuning)
     compiled.with_passes(result.report.passes, seconds)
     return compiled
+
+
+def _latency(backend: Backend, device: Target, tuning: Tuning, show: Progress) -> Latency | None:
+    """What measures a graph on the device; None for backends that do not."""
+    measure = getattr(backend, "latency", None)
+    return None if measure is None else lambda graph: measure(graph, device, tuning, show)

@@ -1,18 +1,23 @@
-"""Which instruction multiplies integers and sums them up in 32 bits, by target."""
+"""Which instruction multiplies short rows of small numbers and sums them up in 32 bits, by target: data only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from whet.backends.tvm.kernels.cpu import CpuTarget, has_feature
 
 
 @dataclass(frozen=True)
 class DotInstruction:
-    """One integer multiply-accumulate: a 32-bit lane adds `group` products of activations and weights.
+    """One multiply-accumulate: each 32-bit sum of a vector adds `group` products of activations and weights.
+
+    The sums of one vector are those of `rows` rows of activations by `columns` columns of weights, row by row: most
+    instructions take one row and give every lane a column of its own, matrix instructions take two by two.
 
     `llvm` names the intrinsic, None for plain arithmetic (`group` 1); `accumulates` whether it takes the
-    accumulator itself. `features` must all be the target's, `bits` is the vector that it works on.
+    accumulator itself. `features` must all be the target's, `bits` is the vector that it works on, `total` the dtype
+    of the sums.
     """
 
     name: str
@@ -23,6 +28,8 @@ class DotInstruction:
     weight: str
     llvm: str | None
     accumulates: bool = True
+    rows: int = 1
+    total: str = "int32"
 
     @property
     def lanes(self) -> int:
@@ -30,22 +37,71 @@ class DotInstruction:
         return self.bits // 32
 
     @property
+    def columns(self) -> int:
+        """Columns of weights in one vector."""
+        return self.lanes // self.rows
+
+    @property
     def intrinsic(self) -> str | None:
         """Name that the tensor intrinsic is registered under."""
-        return None if self.llvm is None else f"whet.{self.name}"
+        if self.llvm is None:
+            return None
+        several = self.is_float or self.is_lanewise
+        return f"whet.{self.name}.{self.activation}" if several else f"whet.{self.name}"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it multiplies bf16 numbers."""
+        return self.total == "float32"
+
+    @property
+    def is_lanewise(self) -> bool:
+        """Whether every lane multiplies one activation of its own with one weight."""
+        return self.llvm is not None and self.group == 1
 
 
-# Best first. vpmaddubsw (AVX2's byte product) saturates at 16 bits and is not here: it is not exact.
+def _bfloat(name: str, features: tuple[str, ...], bits: int, group: int, llvm: str, rows: int = 1) -> DotInstruction:
+    return DotInstruction(name, features, bits, group, "int16", "int16", llvm, rows=rows, total="float32")
+
+
+# Best first. vpmaddubsw (AVX2's byte product) saturates at 16 bits and is not here: it is not exact. The name of the
+# 256-bit vpdpbusd stands twice: LLVM writes the VEX form of the same intrinsic where there is no AVX-512.
 INSTRUCTIONS: tuple[DotInstruction, ...] = (
     DotInstruction("vpdpbusd_512", ("avx512vnni",), 512, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.512"),
     DotInstruction("vpdpbusd_256", ("avx512vnni", "avx512vl"), 256, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.256"),
     DotInstruction("vpdpbusd_256", ("avxvnni",), 256, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.256"),
     DotInstruction("vpmaddwd_512", ("avx512bw",), 512, 2, "int16", "int16", "llvm.x86.avx512.pmaddw.d.512", False),
     DotInstruction("vpmaddwd_256", ("avx2",), 256, 2, "int16", "int16", "llvm.x86.avx2.pmadd.wd", False),
+    DotInstruction("smmla", ("i8mm",), 128, 8, "int8", "int8", "llvm.aarch64.neon.smmla", rows=2),
+    DotInstruction("usmmla", ("i8mm",), 128, 8, "uint8", "int8", "llvm.aarch64.neon.usmmla", rows=2),
     DotInstruction("sdot", ("dotprod",), 128, 4, "int8", "int8", "llvm.aarch64.neon.sdot"),
+    DotInstruction("usdot", ("dotprod", "i8mm"), 128, 4, "uint8", "int8", "llvm.aarch64.neon.usdot"),
+    DotInstruction("udot", ("dotprod",), 128, 4, "uint8", "uint8", "llvm.aarch64.neon.udot"),
 )
 
-_BYTES = {"int8": 1, "uint8": 1, "int16": 2}
+# The sums are f32 (numerics: R5). What these instructions do with the products of a step: docs/devices.md.
+# Weights, and activations that are copied before, are the bits of bf16 numbers in int16: TVM widens every buffer of
+# bfloat16 that a function allocates to f32. `reading` gives the same instruction for activations as they are.
+BFLOAT_INSTRUCTIONS: tuple[DotInstruction, ...] = (
+    _bfloat("vdpbf16ps_512", ("avx512bf16",), 512, 2, "llvm.x86.avx512bf16.dpbf16ps.512"),
+    _bfloat("vdpbf16ps_256", ("avx512bf16", "avx512vl"), 256, 2, "llvm.x86.avx512bf16.dpbf16ps.256"),
+    _bfloat("bfmmla", ("bf16",), 128, 4, "llvm.aarch64.neon.bfmmla", rows=2),
+    _bfloat("bfdot", ("bf16",), 128, 2, "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),
+)
+
+
+# Depthwise convolutions: pairs of 16-bit numbers of which one is zero are one product a lane, in a third of the time of
+# the 32-bit multiplication and addition. Weights are int32.
+LANE_INSTRUCTIONS: tuple[DotInstruction, ...] = (
+    DotInstruction("vpdpwssd_512", ("avx512vnni",), 512, 1, "uint8", "int32", "llvm.x86.avx512.vpdpwssd.512"),
+    DotInstruction("lane_pmaddwd_512", ("avx512bw",), 512, 1, "uint8", "int32", "llvm.x86.avx512.pmaddw.d.512", False),
+    DotInstruction("lane_pmaddwd_256", ("avx2",), 256, 1, "uint8", "int32", "llvm.x86.avx2.pmadd.wd", False),
+)
+
+
+def reading(instruction: DotInstruction, activation: str) -> DotInstruction:
+    """The instruction for activations in a buffer of this dtype ("int16" for the bits of bf16 numbers)."""
+    return replace(instruction, activation=activation)
 
 
 def widening(target: CpuTarget) -> DotInstruction:
@@ -53,9 +109,53 @@ def widening(target: CpuTarget) -> DotInstruction:
     return DotInstruction("widen", (), target.vector_bits, 1, "int16", "int16", None)
 
 
-def dot_instruction(target: CpuTarget) -> DotInstruction:
-    """The best instruction whose features the target lists and whose vectors are as wide as the target's."""
-    for instruction in INSTRUCTIONS:
-        if instruction.bits == target.vector_bits and all(has_feature(target, f) for f in instruction.features):
-            return instruction
-    return widening(target)
+def dot_instruction(
+    target: CpuTarget, source: str | None = None, *, rows: int | None = 1, signed_weights: bool = True
+) -> DotInstruction:
+    """The best instruction for integers whose features the target lists and whose vectors are as wide as the target's.
+
+    Args:
+        target: what the code is for.
+        source: dtype of the activations. Of instructions that do as much, the one that takes them as they are.
+        rows: rows of activations that there are (None: any number); an instruction for more of them is not taken.
+        signed_weights: whether weights must stay signed; not where they are packed at run time, which may shift them.
+    """
+    usable = [
+        instruction
+        for instruction in _supported(INSTRUCTIONS, target, rows)
+        if not (signed_weights and instruction.weight == "uint8")
+    ]
+    if not usable:
+        return widening(target)
+    best = usable[0]
+    as_good = [item for item in usable if (item.rows, item.group) == (best.rows, best.group)]
+    return next((item for item in as_good if item.activation == source), best)
+
+
+def bfloat_instruction(target: CpuTarget, *, rows: int | None = None) -> DotInstruction | None:
+    """The best instruction for bf16 operands, None where the target has none; `rows` as for `dot_instruction`."""
+    return next(iter(_supported(BFLOAT_INSTRUCTIONS, target, rows)), None)
+
+
+def lane_instruction(target: CpuTarget, source: str) -> DotInstruction | None:
+    """The best instruction for one product of 8-bit integers a lane, None where plain arithmetic is as good."""
+    best = next(iter(_supported(LANE_INSTRUCTIONS, target, None)), None)
+    return None if best is None else reading(best, source)
+
+
+def instruction_of(intrinsic: str) -> DotInstruction:
+    """The instruction whose tensor intrinsic has this name. Raises KeyError where none has it."""
+    direct = [reading(instruction, "bfloat16") for instruction in BFLOAT_INSTRUCTIONS]
+    lanes = [reading(instruction, source) for instruction in LANE_INSTRUCTIONS for source in ("uint8", "int8")]
+    every = (*INSTRUCTIONS, *BFLOAT_INSTRUCTIONS, *direct, *lanes)
+    return {instruction.intrinsic: instruction for instruction in every}[intrinsic]
+
+
+def _supported(table: Sequence[DotInstruction], target: CpuTarget, rows: int | None) -> list[DotInstruction]:
+    return [
+        instruction
+        for instruction in table
+        if instruction.bits == target.vector_bits
+        and (rows is None or instruction.rows <= rows)
+        and all(has_feature(target, feature) for feature in instruction.features)
+    ]

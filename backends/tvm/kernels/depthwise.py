@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from tvm import te, tirx
 
+from whet.backends.tvm.intrinsics.instructions import DotInstruction, lane_instruction
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
@@ -41,6 +42,19 @@ def depthwise_tile(
     return chosen_tile(target, [Tile((1,) * (len(outputs) - 1) + (row,), block) for row in rows for block in blocks])
 
 
+def depthwise_instruction(
+    target: CpuTarget, tile: Tile, inputs: Dimension, channels: int, source: str
+) -> DotInstruction | None:
+    """What multiplies and adds 8-bit integers of dtype `source`, for weights packed as int32; None: plain arithmetic.
+
+    It takes whole vectors of neighbouring channels.
+    """
+    instruction = lane_instruction(target, source)
+    if instruction is None or extent(inputs) != channels or channels % tile.block or tile.block % instruction.lanes:
+        return None
+    return instruction
+
+
 def depthwise(
     x: te.Tensor,
     weight: te.Tensor,
@@ -49,12 +63,13 @@ def depthwise(
     tile: Tile,
     pad_value: Expression | None = None,
     accumulator: str | None = None,
+    instruction: DotInstruction | None = None,
     name: str = "depthwise",
 ) -> te.Tensor:
     """`out[N, *spatial, C * multiplier]`: each channel convolved with filters of its own.
 
     `weight[*kernel, C * multiplier]`; the multiplier is the quotient of the channel counts. `pad_value`
-    (default zero) fills the border.
+    (default zero) fills the border. `instruction` is what `depthwise_instruction` gave.
     """
     dtype = accumulator or x.dtype
     channels = extent(weight.shape[-1]) or 0
@@ -77,7 +92,7 @@ def depthwise(
         (x.shape[0], *reach, padded),
         element,
         name=f"{name}_acc",
-        attrs=roles.depthwise(tile.rows, tile.block),
+        attrs=roles.depthwise(tile.rows, tile.block, None if instruction is None else instruction.intrinsic),
     )
     return te.compute((x.shape[0], *outputs, channels), lambda *index: acc[index], name=name)
 

@@ -55,8 +55,8 @@ def matmul(
     inner = te.reduce_axis((0, inner_extent), "k")
 
     def product(outer: Sequence[Expression], row: Sequence[Expression], column: Expression) -> Expression:
-        left = a[(*_aligned(outer, a.shape[:-2]), clamped(row[0], rows, reach), inner.var)]
-        right = packed(_aligned(outer, b.shape[:-2]), inner.var, column)
+        left = a[(*aligned(outer, a.shape[:-2]), clamped(row[0], rows, reach), inner.var)]
+        right = packed(aligned(outer, b.shape[:-2]), inner.var, column)
         return left.astype(dtype) * right.astype(dtype)
 
     acc = accumulate(batch, [rows], columns, [inner], product, tile, name=name)
@@ -71,7 +71,7 @@ def broadcast_shape(left: Sequence[Dimension], right: Sequence[Dimension]) -> li
     return [b if extent(a) == 1 else a for a, b in zip(first, second, strict=True)]
 
 
-def _aligned(index: Sequence[Expression], shape: Sequence[Dimension]) -> list[Expression]:
+def aligned(index: Sequence[Expression], shape: Sequence[Dimension]) -> list[Expression]:
     """The part of a broadcast index that belongs to a tensor with these leading dimensions."""
     own = index[len(index) - len(shape) :]
     return [0 if extent(size) == 1 else value for value, size in zip(own, shape, strict=True)]

@@ -12,8 +12,8 @@
   the column axis, `FLATTENED` how many axes of the output the last row axis stands for. `DOT` says how many
   elements one instruction consumes (1: multiply and add), which is the extent of the last reduction axis;
   `INTRINSIC` names the tensor intrinsic of that instruction.
-- A depthwise anchor (`KIND` is `DEPTHWISE`) iterates over `[batch, *spatial, channel, *kernel]`; `ROWS` and
-  `BLOCK` as above.
+- A depthwise anchor (`KIND` is `DEPTHWISE`) iterates over `[batch, *spatial, channel, *kernel]`; `ROWS`,
+  `BLOCK` and `INTRINSIC` as above.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ def contraction(
     return attributes
 
 
-def depthwise(rows: Sequence[int], block: int) -> Attributes:
+def depthwise(rows: Sequence[int], block: int, intrinsic: str | None = None) -> Attributes:
     """Annotations of a depthwise anchor: a tile of `rows` outputs by `block` channels."""
-    return {ROLE: ANCHOR, KIND: DEPTHWISE, ROWS: list(rows), BLOCK: block}
+    attributes: Attributes = {ROLE: ANCHOR, KIND: DEPTHWISE, ROWS: list(rows), BLOCK: block}
+    if intrinsic is not None:
+        attributes[INTRINSIC] = intrinsic
+    return attributes

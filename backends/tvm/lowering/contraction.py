@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
 from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
+from whet.backends.tvm.kernels.decisions import DIRECT, chosen_algorithm
 from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
+from whet.backends.tvm.kernels.dot import (
+    BFLOAT,
+    dot_conv,
+    dot_linear,
+    dot_matmul,
+    groups_fit,
+    has_dot,
+    pack_dot_conv_weight,
+    pack_dot_linear_weight,
+    plan_dot_conv,
+    plan_dot_linear,
+    plan_dot_matmul,
+)
 from whet.backends.tvm.kernels.linear import linear, linear_tile, pack_linear_weight
 from whet.backends.tvm.kernels.matmul import broadcast_shape, matmul, matmul_tile
 from whet.backends.tvm.kernels.windows import Window, window
+from whet.backends.tvm.kernels.winograd import (
+    TRANSFORMS,
+    fits_winograd,
+    pack_winograd_weight,
+    plan_winograd,
+    winograd,
+)
 from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
 from whet.backends.tvm.lowering.half import narrowed, widened
 from whet.backends.tvm.lowering.loops import extent_of
@@ -42,6 +63,10 @@ def _linear(c: LoweringContext, operation: Operation) -> te.Tensor:
     outputs = weight.type.shape[0]
     if not is_known(weight) or not isinstance(outputs, int):
         return with_bias(c, operation, matmul_of(c, x, c.tensor(weight), accumulator_dtype(dtype), transpose=True), -1)
+    if _by_dots(c, x, weight):
+        dots = plan_dot_linear(c.target, x.shape, outputs, BFLOAT)
+        pairs = c.packed(weight, f"dot linear{dots.recipe}", lambda tensor: pack_dot_linear_weight(tensor, dots))
+        return with_bias(c, operation, dot_linear(x, pairs, out_features=outputs, plan=dots), -1)
     tile = linear_tile(c.target, x.shape, outputs, tvm_dtype(dtype))
     recipe = f"linear[{tile.block}]"
     packed = known_weight(c, weight, recipe, lambda tensor: pack_linear_weight(tensor, tile.block), tile.block)
@@ -49,19 +74,53 @@ def _linear(c: LoweringContext, operation: Operation) -> te.Tensor:
     return with_bias(c, operation, y, -1)
 
 
+def _by_dots(c: LoweringContext, x: te.Tensor, weight: Value) -> bool:
+    """Whether both operands are bf16, the weight a constant, and the target has an instruction for them."""
+    return (
+        str(x.dtype) == BFLOAT
+        and weight.constant is not None
+        and weight.type.dtype is DType.BF16
+        and has_dot(c.target, BFLOAT)
+    )
+
+
 def matmul_of(c: LoweringContext, a: te.Tensor, b: te.Tensor, accumulator: str, transpose: bool) -> te.Tensor:
     """a · b, or a · bᵀ; a may be a vector. Leading dimensions broadcast."""
+    if str(a.dtype) == str(b.dtype) == BFLOAT and has_dot(c.target, BFLOAT):
+        return dot_matmul_of(c, a, b, (0, 0), transpose)
+
+    def multiply(a: te.Tensor, b: te.Tensor, batch: Sequence[Any], columns: Any) -> te.Tensor:
+        tile = matmul_tile(c.target, batch, a.shape[-2], columns, a.shape[-1], accumulator)
+        return matmul(a, b, tile=tile, transpose_b=transpose, accumulator=accumulator)
+
+    return _matrices(a, b, accumulator, transpose, multiply)
+
+
+def dot_matmul_of(
+    c: LoweringContext, a: te.Tensor, b: te.Tensor, zero_points: tuple[int, int], transpose: bool
+) -> te.Tensor:
+    """(a - za) · (b - zb), or with bᵀ, by dot instructions; a may be a vector. Leading dimensions broadcast."""
+
+    def multiply(a: te.Tensor, b: te.Tensor, batch: Sequence[Any], columns: Any) -> te.Tensor:
+        plan = plan_dot_matmul(c.target, batch, a.shape[-2], columns, a.shape[-1], str(a.dtype))
+        return dot_matmul(a, b, plan=plan, zero_points=zero_points, transpose_b=transpose)
+
+    return _matrices(a, b, "float32" if str(a.dtype) == BFLOAT else "int32", transpose, multiply)
+
+
+def _matrices(
+    a: te.Tensor, b: te.Tensor, accumulator: str, transpose: bool, multiply: Callable[..., te.Tensor]
+) -> te.Tensor:
+    """`multiply` of two (batches of) matrices: a vector becomes one row, and the sum of nothing zero."""
     if len(a.shape) == 1:
         row = te.compute((1, *a.shape), lambda _, k: a(k), name="row")
-        product = matmul_of(c, row, b, accumulator, transpose)
+        product = _matrices(row, b, accumulator, transpose, multiply)
         return te.compute(product.shape[1:], lambda *index: product(0, *index), name="vector")
-    if extent_of(a.shape[-1]) == 0:
-        shape = (*broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-2] if transpose else b.shape[-1])
-        return te.compute(shape, lambda *_: tirx.const(0, accumulator), name="empty_sum")
-    batch = a.shape[:-2] if len(a.shape) >= len(b.shape) else b.shape[:-2]
     columns = b.shape[-2] if transpose else b.shape[-1]
-    tile = matmul_tile(c.target, batch, a.shape[-2], columns, a.shape[-1], accumulator)
-    return matmul(a, b, tile=tile, transpose_b=transpose, accumulator=accumulator)
+    if extent_of(a.shape[-1]) == 0:
+        shape = (*broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], columns)
+        return te.compute(shape, lambda *_: tirx.const(0, accumulator), name="empty_sum")
+    return multiply(a, b, a.shape[:-2] if len(a.shape) >= len(b.shape) else b.shape[:-2], columns)
 
 
 def _matmul(c: LoweringContext, operation: Operation) -> te.Tensor:
@@ -80,6 +139,18 @@ def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
     geometry = window(kernel, attributes["stride"], attributes["padding"], attributes["dilation"])
     if groups > 1 and inner == 1:
         y = _depthwise(c, x, weight, outputs, geometry, dtype)
+        return with_bias(c, operation, y, channel(operation))
+    algorithm = chosen_algorithm(c.target, _algorithms(x, weight, geometry, groups))
+    if algorithm != DIRECT:
+        transformed = plan_winograd(c.target, x.shape, outputs, geometry, algorithm)
+        recipe = f"{algorithm}[{transformed.tile.block}]"
+        packed = c.packed(weight, recipe, lambda tensor: pack_winograd_weight(tensor, transformed))
+        y = winograd(x, packed, geometry=geometry, out_channels=outputs, plan=transformed)
+        return with_bias(c, operation, y, channel(operation))
+    if _by_dots(c, x, weight) and groups_fit(c.target, groups, x.shape[-1], outputs, BFLOAT):
+        dots = plan_dot_conv(c.target, x.shape, outputs, geometry, groups, BFLOAT)
+        pairs = c.packed(weight, f"dot conv{dots.recipe}", lambda tensor: pack_dot_conv_weight(tensor, dots, groups))
+        y = dot_conv(x, pairs, geometry=geometry, out_channels=outputs, plan=dots)
     else:
         plan = plan_conv(c.target, x.shape, outputs, geometry, groups, tvm_dtype(dtype))
         packed = known_weight(
@@ -91,6 +162,12 @@ def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
         )
         y = conv(x, packed, geometry=geometry, out_channels=outputs, plan=plan, accumulator=accumulator_dtype(dtype))
     return with_bias(c, operation, y, channel(operation))
+
+
+def _algorithms(x: te.Tensor, weight: Value, geometry: Window, groups: int) -> tuple[str, ...]:
+    """What the convolution can be computed by, the default first."""
+    known = weight.constant is not None and weight.type.dtype is DType.F32
+    return (DIRECT, *TRANSFORMS) if known and fits_winograd(geometry, groups, x.shape, str(x.dtype)) else (DIRECT,)
 
 
 def _depthwise(

@@ -8,33 +8,50 @@ from typing import Any
 from tvm import te, tirx
 
 from whet.backends.tvm.kernels.contraction import flatten_index, unflatten_index
+from whet.backends.tvm.kernels.integer import compensation
 from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
 from whet.backends.tvm.lowering.reduction import accumulator_dtype
+from whet.ir.dimensions import same_dim
 from whet.ir.graph import Operation
-from whet.ir.ops.contraction import channel_dim, spatial_dims
+from whet.ir.ops.contraction import CHANNELS_LAST, channel_dim, spatial_dims
 from whet.ir.types import DType
 
 
 def _linear(c: LoweringContext, operation: Operation) -> te.Tensor:
-    """Rows flattened to one dimension: the form that matrix schedules know."""
-    x, weight = c.tensor(operation.operand(0)), c.tensor(operation.operand(1))
+    """Rows flattened to one dimension: the form that matrix schedules know. A pointwise convolution is one too.
+
+    Integers are multiplied as they are stored, and the zero point is taken out of the sum: nvcc then finds four
+    products at a time (dp4a).
+    """
+    value = operation.operand(1)
+    x, weight = c.tensor(operation.operand(0)), c.tensor(value)
     lead = list(x.shape[:-1])
     rows: Any = tirx.IntImm("int64", 1)
     for size in lead:
         rows = rows * size
     zero_point = operation.attributes.get("x_zero_point", 0)
+    correction = None
+    if zero_point and value.constant is not None:
+        recipe = f"compensation[{zero_point},0]"
+        correction = c.packed(value, recipe, lambda tensor: compensation(tensor, zero_point))
+    subtracted = zero_point if correction is None else 0
     working = _accumulator(operation)
     inner = te.reduce_axis((0, weight.shape[1]), name="k")
+    taps = [0] * (len(weight.shape) - 2)
 
     def product(row: Any, column: Any) -> Any:
         item = x(*unflatten_index(row, lead), inner.var) if lead else x(inner.var)
-        return te.sum(_centered(item, zero_point, working) * weight(column, inner.var).astype(working), axis=inner)
+        factor = weight(column, inner.var, *taps).astype(working)
+        return te.sum(_centered(item, subtracted, working) * factor, axis=inner)
 
     flat = te.compute((rows, weight.shape[0]), product, name=operation.name)
 
     def element(*index: Any) -> Any:
         row = flatten_index(index[:-1], lead) if lead else tirx.IntImm("int64", 0)
-        return _finished(c, operation, flat(row, index[-1]), index[-1])
+        total = flat(row, index[-1])
+        if correction is not None:
+            total = total + correction(index[-1])
+        return _finished(c, operation, total, index[-1])
 
     return te.compute((*lead, weight.shape[0]), element, name=f"{operation.name}_end")
 
@@ -69,7 +86,21 @@ def _batch(index: Sequence[Any], tensor: te.Tensor) -> list[Any]:
     ]
 
 
+def _is_pointwise(operation: Operation) -> bool:
+    """Whether a convolution is a product of matrices: each output reads the channels of one place."""
+    attributes = operation.attributes
+    return (
+        all(same_dim(size, 1) for size in operation.operand(1).type.shape[2:])
+        and all(step == 1 for step in attributes["stride"])
+        and not any(amount for pair in attributes["padding"] for amount in pair)
+        and attributes["groups"] == 1
+        and attributes["layout"] == CHANNELS_LAST
+    )
+
+
 def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
+    if _is_pointwise(operation):
+        return _linear(c, operation)
     value, weight_value = operation.operand(0), operation.operand(1)
     attributes = operation.attributes
     x, weight = c.tensor(value), c.tensor(weight_value)

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import te
+import torch
+from tvm import te, tirx
 
-from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
-from whet.backends.tvm.kernels.integer import (
-    IntegerPlan,
-    compensation,
-    integer_conv,
-    integer_linear,
-    pack_integer_conv_weight,
-    pack_integer_linear_weight,
-    plan_integer_conv,
-    plan_integer_linear,
+from whet.backends.tvm.kernels.depthwise import (
+    depthwise,
+    depthwise_instruction,
+    depthwise_tile,
+    pack_depthwise_weight,
 )
+from whet.backends.tvm.kernels.dot import (
+    dot_conv,
+    dot_linear,
+    pack_dot_conv_weight,
+    pack_dot_linear_weight,
+    plan_dot_conv,
+    plan_dot_linear,
+)
+from whet.backends.tvm.kernels.integer import compensation
 from whet.backends.tvm.kernels.windows import Window, window
 from whet.backends.tvm.lowering.context import LoweringContext, tvm_dtype
-from whet.backends.tvm.lowering.contraction import channel, matmul_of, or_empty_sum, plain_conv, with_bias
+from whet.backends.tvm.lowering.contraction import channel, dot_matmul_of, or_empty_sum, plain_conv, with_bias
 from whet.ir.graph import Operation, Value
 from whet.ir.ops.contraction import CHANNELS_LAST
 
@@ -37,38 +42,41 @@ def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
     geometry = window(kernel, attributes["stride"], attributes["padding"], attributes["dilation"])
     if groups > 1 and inner == 1:
         return _adjusted(c, operation, _depthwise(c, x, weight, outputs, geometry, zero_point), 0)
-    plan = plan_integer_conv(c.target, x.shape, outputs, geometry, groups, tvm_dtype(value.type.dtype))
-    packed = c.packed(
-        weight, f"integer conv{_recipe(plan)}", lambda tensor: pack_integer_conv_weight(tensor, plan, groups)
-    )
-    y = integer_conv(x, packed, geometry=geometry, out_channels=outputs, plan=plan, zero_point=zero_point)
+    plan = plan_dot_conv(c.target, x.shape, outputs, geometry, groups, tvm_dtype(value.type.dtype))
+    packed = c.packed(weight, f"dot conv{plan.recipe}", lambda tensor: pack_dot_conv_weight(tensor, plan, groups))
+    y = dot_conv(x, packed, geometry=geometry, out_channels=outputs, plan=plan, zero_point=zero_point)
     return _adjusted(c, operation, y, plan.offset)
-
-
-def _recipe(plan: IntegerPlan) -> str:
-    instruction = plan.instruction
-    return f"[{plan.block},{plan.groups},{plan.channels},{instruction.group},{instruction.weight}]"
 
 
 def _depthwise(
     c: LoweringContext, x: te.Tensor, weight: Value, channels: int, geometry: Window, zero_point: int
 ) -> te.Tensor:
     tile = depthwise_tile(c.target, x.shape, channels, geometry, "int32")
-    packed = c.packed(weight, "depthwise", pack_depthwise_weight)
-    return depthwise(x, packed, geometry=geometry, tile=tile, pad_value=zero_point, accumulator="int32")
+    instruction = depthwise_instruction(c.target, tile, x.shape[-1], channels, str(x.dtype))
+    dtype = torch.int8 if instruction is None else torch.int32
+    packed = c.packed(weight, f"depthwise[{dtype}]", lambda tensor: pack_depthwise_weight(tensor).to(dtype))
+    return depthwise(
+        x,
+        packed,
+        geometry=geometry,
+        tile=tile,
+        # of the codes' dtype: a plain number would make the padded copy one of int32
+        pad_value=tirx.const(zero_point, str(x.dtype)),
+        accumulator="int32",
+        instruction=instruction,
+    )
 
 
 def _linear(c: LoweringContext, operation: Operation) -> te.Tensor:
     value, weight = operation.operand(0), operation.operand(1)
     x = c.tensor(value)
     if weight.constant is None:
-        centered = _centered(x, operation.attributes["x_zero_point"])
-        wide = _centered(c.tensor(weight), 0)
-        return with_bias(c, operation, matmul_of(c, centered, wide, "int32", transpose=True), -1)
+        zero_points = operation.attributes["x_zero_point"], 0
+        return with_bias(c, operation, dot_matmul_of(c, x, c.tensor(weight), zero_points, transpose=True), -1)
     outputs = weight.type.static_shape[0]
-    plan = plan_integer_linear(c.target, x.shape, outputs, tvm_dtype(value.type.dtype))
-    packed = c.packed(weight, f"integer linear{_recipe(plan)}", lambda tensor: pack_integer_linear_weight(tensor, plan))
-    return _adjusted(c, operation, integer_linear(x, packed, out_features=outputs, plan=plan), plan.offset)
+    plan = plan_dot_linear(c.target, x.shape, outputs, tvm_dtype(value.type.dtype))
+    packed = c.packed(weight, f"dot linear{plan.recipe}", lambda tensor: pack_dot_linear_weight(tensor, plan))
+    return _adjusted(c, operation, dot_linear(x, packed, out_features=outputs, plan=plan), plan.offset)
 
 
 def _adjusted(c: LoweringContext, operation: Operation, y: te.Tensor, offset: int) -> te.Tensor:
@@ -98,14 +106,10 @@ def _adjusted(c: LoweringContext, operation: Operation, y: te.Tensor, offset: in
 
 
 def _matmul(c: LoweringContext, operation: Operation) -> te.Tensor:
-    """Both operands are activations: each has its zero point taken off as it is widened."""
+    """Both operands are activations: the second is packed as it is read, and each has a zero point."""
     zero_points = operation.attributes["x_zero_point"], operation.attributes["y_zero_point"]
-    a, b = (_centered(c.tensor(operation.operand(slot)), zero_point) for slot, zero_point in enumerate(zero_points))
-    return matmul_of(c, a, b, "int32", transpose=False)
-
-
-def _centered(x: te.Tensor, zero_point: int) -> te.Tensor:
-    return te.compute(x.shape, lambda *index: x(*index).astype("int32") - zero_point, name="centered")
+    a, b = (c.tensor(operation.operand(slot)) for slot in range(2))
+    return dot_matmul_of(c, a, b, zero_points, transpose=False)
 
 
 LOWERINGS: dict[str, Callable[..., Any]] = {

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import tvm
 from tvm import tirx
 
-from whet.backends.tvm.intrinsics.dot_product import register_by_name
+from whet.backends.tvm.intrinsics.dot_product import imported_code, register
+from whet.backends.tvm.intrinsics.instructions import DotInstruction, instruction_of
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget
-from whet.backends.tvm.schedule.blocks import BlockHandle, Schedule, anchors, annotation, output_blocks
+from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for
+from whet.backends.tvm.schedule.blocks import (
+    BlockHandle,
+    LoopHandle,
+    Schedule,
+    anchors,
+    annotation,
+    block_name,
+    iterator_counts,
+    loop_extent,
+    output_blocks,
+)
+from whet.backends.tvm.schedule.elementwise import schedule_elementwise
 from whet.backends.tvm.schedule.tiled import (
+    Nest,
     fuse_epilogue,
     initialize,
     keep_in_registers,
@@ -20,6 +36,11 @@ from whet.backends.tvm.schedule.tiled import (
     schedule_producers,
     tile_anchor,
 )
+
+# Which operand of the product a contraction reads first.
+_ACTIVATIONS = 0
+_IMPORT = "pragma_import_llvm"
+"""TVM's word for LLVM code that the function with this loop is linked with."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +56,104 @@ class Contraction:
             return None
         anchor, final = anchors(sch, roles.CONTRACTION)[0], output_blocks(sch)[0]
         schedule_producers(sch, anchor, final, target)
-        schedule_contraction(sch, anchor, final, target)
+        if _reads_only(sch, final, anchor):
+            schedule_contraction(sch, anchor, final, target)
+            return sch
+        # What is behind the sums waits for others too: TVM cannot move it into the tile, so they go through memory.
+        schedule_elementwise(sch, final, target)
+        schedule_contraction(sch, anchor, None, target)
         return sch
+
+
+def _reads_only(sch: Schedule, block: BlockHandle, producer: BlockHandle) -> bool:
+    """Whether nothing else that the function computes is read by `block`."""
+    return {block_name(sch, other) for other in sch.get_producers(block)} == {block_name(sch, producer)}
 
 
 def schedule_contraction(sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, target: CpuTarget) -> None:
     """Tile a contraction with the block behind it, or (None) on its own: its sums are then written as they are."""
+    name = annotation(sch, anchor, roles.INTRINSIC)
+    if name is None:
+        _schedule_products(sch, anchor, final, target)
+    else:
+        _schedule_dots(sch, anchor, final, target, instruction_of(str(name)))
+
+
+def _schedule_products(sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, target: CpuTarget) -> None:
+    """One activation is multiplied with a vector of columns at a time."""
     nest = tile_anchor(sch, anchor, target)
-    # Blocks of columns outside rows: a core then works through few weights, which stay in its cache.
-    outer = [*nest.batch, nest.column_outer, *nest.row_outer]
-    intrinsic = annotation(sch, anchor, roles.INTRINSIC)
-    steps, products = nest.reduction, []
-    if intrinsic is not None:
-        steps, products = nest.reduction[:-1], nest.reduction[-1:]
-    sch.reorder(*outer, *steps, *nest.row_inner, nest.vectors, nest.vector, *products)
-    keep_in_registers(sch, nest, vectorized=intrinsic is None)
+    outer, steps = _outer(nest, target), _unrolled(sch, nest.reduction, target)
+    nest = replace(nest, reduction=steps)
+    sch.reorder(*outer, *steps, *nest.row_inner, nest.vectors, nest.vector)
+    keep_in_registers(sch, nest)
     fuse_epilogue(sch, anchor, final, outer[-1], target)
-    parallel(sch, outer[:-1] if len(nest.row_outer) > 1 else outer)
+    _parallel_tiles(sch, nest, outer)
     initialize(sch, anchor, nest)
-    if intrinsic is not None:
-        sch.tensorize(nest.vector, register_by_name(str(intrinsic)))
+
+
+def _schedule_dots(
+    sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, target: CpuTarget, instruction: DotInstruction
+) -> None:
+    """One instruction multiplies a group of activations of each of its rows with a group of weights of each column."""
+    gathered = sch.reindex(anchor, ("read", _ACTIVATIONS)) if instruction.rows > 1 else None
+    nest = tile_anchor(sch, anchor, target, instruction.columns)
+    outer, steps, products = _outer(nest, target), _unrolled(sch, nest.reduction[:-1], target), nest.reduction[-1]
+    nest = replace(nest, reduction=[*steps, products])
+    vector = [nest.vector, products]
+    if instruction.rows > 1:
+        pairs, row = sch.split(nest.row_inner[-1], [None, instruction.rows])
+        nest, vector = replace(nest, row_inner=[*nest.row_inner[:-1], pairs]), [row, *vector]
+    sch.reorder(*outer, *steps, *nest.row_inner, nest.vectors, *vector)
+    keep_in_registers(sch, nest, vectorized=False)
+    fuse_epilogue(sch, anchor, final, outer[-1], target)
+    if gathered is not None:
+        _gather_rows(sch, gathered, anchor, nest.row_inner[-1])
+        sch.transform_layout(anchor, ("write", 0), functools.partial(_by_vectors, instruction))
+    _parallel_tiles(sch, nest, outer)
+    initialize(sch, anchor, nest, vector_loops=len(vector) - 1)
+    code = imported_code(instruction)
+    if code is not None:
+        sch.annotate(sch.get_loops(anchor)[0], _IMPORT, code)
+    sch.tensorize(vector[0], register(instruction))
+
+
+def _outer(nest: Nest, target: CpuTarget) -> list[LoopHandle]:
+    """The loops over tiles, in the order that is decided."""
+    tiles = [nest.column_outer, *nest.row_outer]
+    if decision_for(target).order == ROWS_FIRST:
+        tiles = [*nest.row_outer, nest.column_outer]
+    return [*nest.batch, *tiles]
+
+
+def _parallel_tiles(sch: Schedule, nest: Nest, outer: Sequence[LoopHandle]) -> None:
+    parallel(sch, outer[:-1] if len(nest.row_outer) > 1 else outer)
+
+
+def _unrolled(sch: Schedule, reduction: Sequence[LoopHandle], target: CpuTarget) -> list[LoopHandle]:
+    """The loops over the reduction, as many steps of the innermost written out as is decided and divides it."""
+    count, size = decision_for(target).unroll, loop_extent(sch, reduction[-1])
+    if count == 1 or size is None or size % count:
+        return list(reduction)
+    turns, step = sch.split(reduction[-1], [None, count])
+    sch.unroll(step)
+    return [*reduction[:-1], turns, step]
+
+
+def _gather_rows(sch: Schedule, gathered: BlockHandle, anchor: BlockHandle, pairs: LoopHandle) -> None:
+    """Bring the activations of one vector together, row by row: they may lie anywhere."""
+    sch.set_scope(gathered, 0, "local")
+    axes = len(sch.get(gathered).iter_vars)
+    row = axes - iterator_counts(sch, anchor)[1] - 1
+    order = [*range(row), *range(row + 1, axes - 1), row, axes - 1]
+    sch.transform_layout(gathered, ("write", 0), lambda *index: [index[axis] for axis in order])
+    sch.compute_at(gathered, pairs)
+    *_, rows, group = sch.get_loops(gathered)
+    sch.unroll(rows)
+    sch.vectorize(group)
+
+
+def _by_vectors(instruction: DotInstruction, *index: tirx.Var) -> list[object]:
+    """Where the sum of a row and a column lies: those of one vector side by side."""
+    *outer, row, column = index
+    rows, columns = instruction.rows, instruction.columns
+    return [*outer, row // rows, column // columns, row % rows, column % columns]

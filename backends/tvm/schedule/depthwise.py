@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import tvm
 from tvm import tirx
 
+from whet.backends.tvm.intrinsics.dot_product import register_by_name
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget
-from whet.backends.tvm.schedule.blocks import BlockHandle, Schedule, anchors, loop_extent, output_blocks, static_product
+from whet.backends.tvm.schedule.blocks import (
+    BlockHandle,
+    Schedule,
+    anchors,
+    annotation,
+    loop_extent,
+    output_blocks,
+    static_product,
+)
 from whet.backends.tvm.schedule.tiled import (
     fuse_epilogue,
     initialize,
@@ -48,7 +57,8 @@ def schedule_depthwise(sch: Schedule, anchor: BlockHandle, final: BlockHandle | 
     nest = tile_anchor(sch, anchor, target)
     outer = [*nest.batch, *nest.row_outer, nest.column_outer]
     sch.reorder(*outer, *nest.reduction, *nest.row_inner, nest.vectors, nest.vector)
-    keep_in_registers(sch, nest)
+    intrinsic = annotation(sch, anchor, roles.INTRINSIC)
+    keep_in_registers(sch, nest, vectorized=intrinsic is None)
     tile = math.prod(loop_extent(sch, loop) or 1 for loop in (*nest.row_inner, nest.vectors))
     taps = static_product([loop_extent(sch, loop) for loop in nest.reduction])
     if taps is not None and taps * tile <= _MOST_UNROLLED:
@@ -59,3 +69,5 @@ def schedule_depthwise(sch: Schedule, anchor: BlockHandle, final: BlockHandle | 
     tasks = static_product([loop_extent(sch, loop) for loop in coarse])
     parallel(sch, outer if tasks is not None and tasks < _TASKS_PER_CORE * target.num_cores else coarse)
     initialize(sch, anchor, nest)
+    if intrinsic is not None:
+        sch.tensorize(nest.vector, register_by_name(str(intrinsic)))

@@ -24,12 +24,14 @@ from whet.backends.tvm.schedule.blocks import (
     can_vectorize,
     integers,
     is_elementwise,
+    is_reduction,
     iterator_counts,
     loop_extent,
     new_schedule,
     output_blocks,
 )
 from whet.backends.tvm.schedule.elementwise import inline_elementwise, schedule_elementwise
+from whet.backends.tvm.schedule.reduction import schedule_reduction
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,17 @@ def _folded(sch: Schedule, anchor: BlockHandle, final: BlockHandle, folded: int)
     return new_schedule(sch.mod)
 
 
-def tile_anchor(sch: Schedule, anchor: BlockHandle, target: CpuTarget) -> Nest:
-    """Split rows and columns into the tile that the anchor is annotated with; no loop is moved yet."""
+def tile_anchor(sch: Schedule, anchor: BlockHandle, target: CpuTarget, width: int | None = None) -> Nest:
+    """Split rows and columns into the tile that the anchor is annotated with; no loop is moved yet.
+
+    `width` is how many columns one vector holds; None for as many as it has lanes.
+    """
     rows = integers(sch, anchor, roles.ROWS)
     block = int(annotation(sch, anchor, roles.BLOCK))
     spatial, _ = iterator_counts(sch, anchor)
     loops = list(sch.get_loops(anchor))
     first = spatial - 1 - len(rows)
-    width = lanes(target, str(sch.get(anchor).writes[0].source.dtype))
+    width = width or lanes(target, str(sch.get(anchor).writes[0].source.dtype))
     width = width if block % width == 0 else block
     row_outer, row_inner = [], []
     for loop, step in zip(loops[first : spatial - 1], rows, strict=True):
@@ -153,19 +158,27 @@ def _write_out_unrolled(sch: Schedule, block: BlockHandle, tile: LoopHandle, ste
 
 
 def schedule_producers(sch: Schedule, anchor: BlockHandle, final: BlockHandle, target: CpuTarget) -> None:
-    """Schedule every other stage (padding, packing, what comes before) on its own in front of the anchor."""
+    """Schedule every other stage (padding, packing, sums, what comes before) on its own in front of the anchor."""
     own = {block_name(sch, anchor), block_name(sch, final)}
     for block in all_blocks(sch):
-        if block_name(sch, block) not in own and is_elementwise(sch, block):
+        if block_name(sch, block) in own:
+            continue
+        if is_elementwise(sch, block):
             schedule_elementwise(sch, block, target)
+        elif is_reduction(sch, block):
+            schedule_reduction(sch, block, target)
 
 
-def initialize(sch: Schedule, anchor: BlockHandle, nest: Nest) -> None:
-    """Zero the accumulators before the reduction, with the same unrolled and vectorized loops."""
+def initialize(sch: Schedule, anchor: BlockHandle, nest: Nest, vector_loops: int = 1) -> None:
+    """Zero the accumulators before the reduction, with the same unrolled and vectorized loops.
+
+    The innermost `vector_loops` make up one vector.
+    """
     initial = sch.decompose_reduction(anchor, nest.reduction[0])
     loops = list(sch.get_loops(initial))
-    sch.vectorize(loops[-1])
-    for loop in loops[-1 - nest.unrolled : -1]:
+    outer, vector = loops[:-vector_loops], loops[-vector_loops:]
+    sch.vectorize(sch.fuse(*vector) if vector_loops > 1 else vector[0])
+    for loop in outer[-nest.unrolled :]:
         sch.unroll(loop)
 
 

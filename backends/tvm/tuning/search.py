@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from whet.backends.tvm.kernels.decisions import DEFAULT, ORDERS, UNROLLS, Decision
@@ -20,32 +21,31 @@ class Search:
     """The candidates of one kernel.
 
     Args:
-        tiles: that it may have, the best first by the model.
+        space: algorithm -> tiles that it may have, the best first by the model; the first algorithm is the default.
         start: what to try first, besides the default: winners of kernels that are like it.
     """
 
-    def __init__(self, tiles: Sequence[Tile], start: Sequence[Decision] = ()) -> None:
-        self.tiles = list(tiles[:_MOST_TILES])
+    def __init__(self, space: Mapping[str, Sequence[Tile]], start: Sequence[Decision] = ()) -> None:
+        self.space = {algorithm: list(tiles[:_MOST_TILES]) for algorithm, tiles in space.items()}
         self.measured: dict[Decision, float | None] = {}
         self.best: Decision = DEFAULT
         self.best_seconds = float("inf")
         self.stale = 0
         self._recent: list[float] = []
-        near = (Decision(nearest(self.tiles, item.tile), item.order, item.unroll) for item in start if item.tile)
-        modelled = (Decision(tile) for tile in self.tiles[1:])
-        self._queue = itertools.chain([DEFAULT], near, itertools.islice(modelled, _MODELLED))
+        modelled = self._modelled()
+        self._queue = itertools.chain([DEFAULT], self._like(start), itertools.islice(modelled, _MODELLED))
         self._rest = itertools.chain(modelled, self._everything())
 
     def propose(self) -> Decision | None:
         """A candidate that was not measured yet; None when all were."""
         for candidate in itertools.chain(self._queue, self._near_best(), self._rest):
-            if _plain(candidate, self.tiles) not in self.measured:
+            if self._plain(candidate) not in self.measured:
                 return candidate
         return None
 
     def tell(self, decision: Decision, seconds: float | None) -> None:
         """The result of a candidate: seconds of a call, None for a failure."""
-        self.measured[_plain(decision, self.tiles)] = seconds
+        self.measured[self._plain(decision)] = seconds
         before = self.best_seconds
         if seconds is not None and seconds < before:
             self.best, self.best_seconds = decision, seconds
@@ -58,27 +58,40 @@ class Search:
         """The share of its time that a few more candidates may be expected to save."""
         return max(sum(self._recent), 0.05 / (1 + self.stale))
 
+    def _like(self, start: Sequence[Decision]) -> Iterator[Decision]:
+        """The nearest that this kernel has to each of these decisions."""
+        for item in start:
+            tile = nearest(self.space.get(item.algorithm, ()), item.tile)
+            if tile is not None:
+                yield replace(item, tile=tile)
+
+    def _modelled(self) -> Iterator[Decision]:
+        """In the model's order, the algorithms in turn: the model compares tiles, not algorithms."""
+        for tiles in itertools.zip_longest(*self.space.values()):
+            for algorithm, tile in zip(self.space, tiles, strict=True):
+                if tile is not None:
+                    yield Decision(tile, algorithm=algorithm)
+
     def _near_best(self) -> Iterator[Decision]:
         """Other orders and unrolling of the best tile, then tiles of one row or block more or less."""
-        tile = self.best.tile or (self.tiles[0] if self.tiles else None)
-        if tile is None or self.best_seconds == float("inf"):
+        best = self._plain(self.best)
+        if best.tile is None or self.best_seconds == float("inf"):
             return
         for order, unroll in itertools.product(ORDERS, UNROLLS):
-            yield Decision(tile, order, unroll)
-        for other in self.tiles:
-            if _apart(tile, other) == 1:
-                yield Decision(other, self.best.order, self.best.unroll)
+            yield replace(best, order=order, unroll=unroll)
+        for other in self.space[best.algorithm]:
+            if _apart(best.tile, other) == 1:
+                yield replace(best, tile=other)
 
     def _everything(self) -> Iterator[Decision]:
-        for tile, order, unroll in itertools.product(self.tiles, ORDERS, UNROLLS):
-            yield Decision(tile, order, unroll)
+        for algorithm, tiles in self.space.items():
+            for tile, order, unroll in itertools.product(tiles, ORDERS, UNROLLS):
+                yield Decision(tile, order, unroll, algorithm)
 
-
-def _plain(decision: Decision, tiles: Sequence[Tile]) -> Decision:
-    """The default tile by its numbers: one candidate must not be measured under two names."""
-    if decision.tile is not None or not tiles:
-        return decision
-    return Decision(tiles[0], decision.order, decision.unroll)
+    def _plain(self, decision: Decision) -> Decision:
+        """The default tile by its numbers: one candidate must not be measured under two names."""
+        tiles = self.space.get(decision.algorithm, [])
+        return decision if decision.tile is not None or not tiles else replace(decision, tile=tiles[0])
 
 
 def _apart(one: Tile, other: Tile) -> int:

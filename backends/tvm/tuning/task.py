@@ -11,7 +11,7 @@ import tvm
 
 from whet.backends.manifest import to_raw
 from whet.backends.tvm.emit import Schedule, express, kernel_regions
-from whet.backends.tvm.kernels.decisions import Decision
+from whet.backends.tvm.kernels.decisions import DIRECT, Decision
 from whet.backends.tvm.kernels.tiles import Tile
 from whet.backends.tvm.lowering.context import Packing
 from whet.backends.tvm.regions import Region
@@ -47,14 +47,14 @@ class Task:
         text: what it computes (`workload_text`).
         region: the first region that computes it.
         count: how many do.
-        tiles: that it may have, the best first by the model.
+        space: algorithm -> tiles that it may have, the best first by the model.
         operations: of one call.
     """
 
     text: str
     region: Region
     count: int
-    tiles: list[Tile]
+    space: dict[str, list[Tile]]
     operations: int
 
     @property
@@ -99,14 +99,23 @@ def find_tasks(
             if first.anchor is not None and first.anchor.name in _CONTRACTIONS:
                 untuned[first.anchor.name] = "it has symbolic dimensions: bind them (BindDimensions) to tune it"
             continue
-        tiles = express(first, target).target.tiles
-        if len(tiles) > 1:
+        space = _space(first, target)
+        if sum(map(len, space.values())) > 1:
             operations = sum(int(item.definition.cost(item).flops) for item in first.operations)
-            tasks.append(Task(text, first, len(regions), tiles, operations))
+            tasks.append(Task(text, first, len(regions), space, operations))
     return tasks, untuned
 
 
 _CONTRACTIONS = frozenset({"linear", "conv", "matmul", "linear_integer", "conv_integer", "matmul_integer"})
+
+
+def _space(region: Region, target: Target) -> dict[str, list[Tile]]:
+    """What there is to choose, asked of the lowering itself, once for every algorithm."""
+    default = express(region, target).target
+    space = {(default.algorithms or [DIRECT])[0]: default.tiles}
+    for algorithm in default.algorithms[1:]:
+        space[algorithm] = express(region, target, Decision(algorithm=algorithm)).target.tiles
+    return space
 
 
 def _is_symbolic(region: Region) -> bool:

@@ -75,7 +75,7 @@ class _Tuned:
 
     def __init__(self, task: Task, database: Database) -> None:
         self.task = task
-        self.search = Search(task.tiles, alike(task.text, database.winners()))
+        self.search = Search(task.space, alike(task.text, database.winners()))
         self.failures: Counter[str] = Counter()
         self.default_seconds = float("nan")
         self.known = {trial.decision: trial for trial in database.trials(task.text)}

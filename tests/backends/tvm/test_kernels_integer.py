@@ -10,15 +10,15 @@ from tvm import te, tirx
 from tests.backends.tvm.kernel_run import HOST, Run, last, run
 from whet.backends.tvm.intrinsics.instructions import dot_instruction
 from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
-from whet.backends.tvm.kernels.integer import (
-    compensation,
-    integer_conv,
-    integer_linear,
-    pack_integer_conv_weight,
-    pack_integer_linear_weight,
-    plan_integer_conv,
-    plan_integer_linear,
+from whet.backends.tvm.kernels.dot import (
+    dot_conv,
+    dot_linear,
+    pack_dot_conv_weight,
+    pack_dot_linear_weight,
+    plan_dot_conv,
+    plan_dot_linear,
 )
+from whet.backends.tvm.kernels.integer import compensation
 from whet.backends.tvm.kernels.windows import window
 from whet.ir.target import CATALOGUE, Target
 
@@ -67,12 +67,12 @@ def convolve(name: str, target: Target, source: str, zero_point: int) -> tuple[R
     rank = len(spatial)
     geometry = window((size,) * rank, (stride,) * rank, ((padding, padding),) * rank)
     x, weight = activations((batch, inputs, *spatial), source), weights((outputs, inputs // groups, *(size,) * rank))
-    plan = plan_integer_conv(target, (batch, *spatial, inputs), outputs, geometry, groups, source)
-    packed = pack_integer_conv_weight(weight, plan, groups)
+    plan = plan_dot_conv(target, (batch, *spatial, inputs), outputs, geometry, groups, source)
+    packed = pack_dot_conv_weight(weight, plan, groups)
     data = te.placeholder((batch, *spatial, inputs), source, name="data")
     filters = te.placeholder(tuple(packed.shape), str(packed.dtype).removeprefix("torch."), name="filters")
     offsets = te.placeholder((outputs,), "int32", name="offsets")
-    sums = integer_conv(data, filters, geometry=geometry, out_channels=outputs, plan=plan, zero_point=zero_point)
+    sums = dot_conv(data, filters, geometry=geometry, out_channels=outputs, plan=plan, zero_point=zero_point)
     total = te.compute(sums.shape, lambda *i: sums[i] + offsets[i[-1]], name="total")
     functions = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
     # Sums of products of 8-bit integers are exact in float64.
@@ -107,12 +107,12 @@ def test_conv_is_exact_with_every_instruction(instruction: str, name: str, sourc
 @pytest.mark.parametrize(("shape", "outputs"), [((1, 20, 32), 48), ((3, 7), 5), ((64,), 16)])
 def test_linear_is_exact(shape: tuple[int, ...], outputs: int, source: str) -> None:
     x, weight = activations(shape, source), weights((outputs, shape[-1]))
-    plan = plan_integer_linear(HOST, shape, outputs, source)
-    packed = pack_integer_linear_weight(weight, plan)
+    plan = plan_dot_linear(HOST, shape, outputs, source)
+    packed = pack_dot_linear_weight(weight, plan)
     data = te.placeholder(shape, source, name="data")
     filters = te.placeholder(tuple(packed.shape), str(packed.dtype).removeprefix("torch."), name="filters")
     offsets = te.placeholder((outputs,), "int32", name="offsets")
-    sums = integer_linear(data, filters, out_features=outputs, plan=plan)
+    sums = dot_linear(data, filters, out_features=outputs, plan=plan)
     total = te.compute(sums.shape, lambda *i: sums[i] + offsets[i[-1]], name="total")
     expected = ((x.double() - 9) @ weight.double().T).to(torch.int32)
     arrays = [x, packed, compensation(weight, 9, plan.offset)]
@@ -123,10 +123,10 @@ def test_linear_is_exact(shape: tuple[int, ...], outputs: int, source: str) -> N
 def test_linear_with_symbolic_rows_is_exact() -> None:
     rows = tirx.Var("rows", "int64")
     weight, x = weights((24, 20)), activations((11, 20), "uint8")
-    plan = plan_integer_linear(HOST, (rows, 20), 24)
-    packed = pack_integer_linear_weight(weight, plan)
+    plan = plan_dot_linear(HOST, (rows, 20), 24)
+    packed = pack_dot_linear_weight(weight, plan)
     data, filters = te.placeholder((rows, 20), "uint8"), te.placeholder(tuple(packed.shape), "int8")
-    sums = integer_linear(data, filters, out_features=24, plan=plan)
+    sums = dot_linear(data, filters, out_features=24, plan=plan)
     expected = (x.double() @ weight.double().T).to(torch.int32)
     result = run([data, filters, sums], [x, packed], expected.shape, symbolic=True)
     assert result.rule == "contraction"

@@ -94,6 +94,8 @@ def test_winners_are_used_by_the_next_model_without_tuning(tmp_path: Path, monke
     schedules = [kernel.schedule for kernel in plain.report().kernels]
     assert any("first, unrolled" in schedule for schedule in schedules)
     torch.testing.assert_close(plain(X), network()(X), rtol=1e-3, atol=1e-5)
+    without = whet.optimize(network(), example_inputs=(X,), tuning=False, progress=False)
+    assert not any("first, unrolled" in kernel.schedule for kernel in without.report().kernels)
 
 
 def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_a_candidate_that_is_not_really_faster_is_not_kept(tmp_path: Path) -> No
             return {"seconds": 1e-3} if known else answer
 
     report = optimize(Lucky(), tmp_path, trials=40).report().tuning
-    assert report is not None and all(task.decision.startswith("default") for task in report.tasks)
+    assert report is not None and all(task.decision.startswith("direct default") for task in report.tasks)
     assert report.speedup == 1.0
 
 
@@ -170,8 +172,9 @@ def test_equal_kernels_are_one_task_and_constants_do_not_matter() -> None:
 @pytest.mark.parametrize("place", [0, 1, -1])
 def test_every_tile_of_a_task_can_be_scheduled(place: int) -> None:
     for task in tasks_of(network()):
-        kernel = task.kernel(get_target("x86"), schedule_cpu, Decision(task.tiles[place]))
-        assert kernel.weights and all(np.asarray(kernel.arguments[index].array).size for index in kernel.weights)
+        for algorithm, tiles in task.space.items():
+            kernel = task.kernel(get_target("x86"), schedule_cpu, Decision(tiles[place], algorithm=algorithm))
+            assert kernel.weights and all(np.asarray(kernel.arguments[index].array).size for index in kernel.weights)
 
 
 def test_symbolic_kernels_are_named_as_not_tuned() -> None:
