@@ -64,6 +64,8 @@ lint: $(STAMP) ## style, types, import layers
 
 bench-install: $(STAMP) ## the peers and model collections that the benchmarks use
 	$(BIN)/python -m pip install -q -e '.[$(EXTRAS),bench]'
+	@# Without its requirements: those that XNNPACK on a CPU needs are in the extra.
+	$(BIN)/python -m pip install -q --no-deps executorch==1.5.1
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .cache build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class ModelCase:
         example_inputs: makes the positional arguments; the same values at every call.
         example_kwargs: makes the keyword arguments.
         classifier: whether the first output has class scores in its last dimension; then top-1 is compared.
+        calibration: gives that many tuples of positional inputs, real ones, for quantizers to observe; None: seeded
+            variants of the example inputs serve (`benchmarks.models.calibration`).
     """
 
     name: str
@@ -33,3 +35,4 @@ class ModelCase:
     example_inputs: Callable[[], tuple[Any, ...]]
     example_kwargs: Callable[[], Mapping[str, Any]] = no_kwargs
     classifier: bool = False
+    calibration: Callable[[int], Sequence[tuple[Any, ...]]] | None = None

@@ -78,12 +78,58 @@ def voice_input() -> tuple[Tensor]:
     return (mel_frames(torch.from_numpy(datasets.speech()[-1].samples))[None, :UTTERANCE_FRAMES].contiguous(),)
 
 
+def picture_calibration(count: int) -> list[tuple[Tensor]]:
+    """The last labelled ImageNet photographs."""
+    pictures = datasets.imagenet_pictures()[-count:]
+    return [(torch.from_numpy(datasets.preprocess_imagenet(picture.image)),) for picture in pictures]
+
+
+def text_calibration(count: int) -> list[tuple[Tensor, Tensor]]:
+    """News articles of all classes."""
+    from benchmarks.models.minilm import encode
+
+    news = datasets.bbc_news()
+    step = len(news) // count
+    return [encode([text.content], MINILM_TOKENS) for text in news[step - 1 :: step][:count]]
+
+
+def pitch_calibration(count: int) -> list[tuple[Tensor]]:
+    """Frames out of all recordings but the last."""
+    frames = torch.cat([pitch_frames(torch.from_numpy(item.samples)) for item in datasets.speech()[:-1]])
+    step = (len(frames) - CREPE_FRAMES) // count
+    return [(frames[step * index : step * index + CREPE_FRAMES].contiguous(),) for index in range(count)]
+
+
+def voice_calibration(count: int) -> list[tuple[Tensor]]:
+    """1.6 seconds out of each of the first recordings."""
+    mels = [mel_frames(torch.from_numpy(item.samples)) for item in datasets.speech()[:-1]]
+    return [(item[None, :UTTERANCE_FRAMES].contiguous(),) for item in mels if len(item) >= UTTERANCE_FRAMES][:count]
+
+
 def trained_cases() -> list[ModelCase]:
     """Every trained model with real inputs."""
     return [
-        ModelCase("trained/mobilenet_v2", SOURCE, load_mobilenet, picture_input, classifier=True),
-        ModelCase("trained/minilm", SOURCE, _load_minilm, text_input),
-        ModelCase("trained/crepe_full", SOURCE, functools.partial(load_crepe, "full"), pitch_input, classifier=True),
-        ModelCase("trained/crepe_tiny", SOURCE, functools.partial(load_crepe, "tiny"), pitch_input, classifier=True),
-        ModelCase("trained/voice_encoder", SOURCE, load_voice_encoder, voice_input),
+        ModelCase(
+            "trained/mobilenet_v2",
+            SOURCE,
+            load_mobilenet,
+            picture_input,
+            classifier=True,
+            calibration=picture_calibration,
+        ),
+        ModelCase("trained/minilm", SOURCE, _load_minilm, text_input, calibration=text_calibration),
+        _crepe("full"),
+        _crepe("tiny"),
+        ModelCase("trained/voice_encoder", SOURCE, load_voice_encoder, voice_input, calibration=voice_calibration),
     ]
+
+
+def _crepe(capacity: str) -> ModelCase:
+    return ModelCase(
+        f"trained/crepe_{capacity}",
+        SOURCE,
+        functools.partial(load_crepe, capacity),
+        pitch_input,
+        classifier=True,
+        calibration=pitch_calibration,
+    )

@@ -27,12 +27,16 @@ _DEVICES: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType({"cpu": (_CPU,
 _ATTRIBUTE_EXISTS: Final = 0
 _ATTRIBUTE_COMPUTE_VERSION: Final = 4
 
+Observer = Callable[[str, bool], None]
+"""Told of every kernel, and every function of the virtual machine, by name: True before it runs, False after."""
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> LoadedModule:
+
+def load(path: str | os.PathLike[str], threads: int | None = None, *, observer: Observer | None = None) -> LoadedModule:
     """Load a bundle that `save` wrote.
 
     `threads` is the number of cores that all compiled code of this process uses; the first load decides, by
-    default the physical cores. Raises BundleError for a damaged, newer or foreign bundle before any of its
+    default the physical cores. `observer` is for profiling: it is called on the thread that runs compiled code,
+    which its time slows down. Raises BundleError for a damaged, newer or foreign bundle before any of its
     code is loaded, TargetError where the TVM runtime or the device is missing, InputError for an impossible
     number of threads.
     """
@@ -42,7 +46,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> LoadedModu
     load_runtime(target.device, beside)
     _check_device(target, str(path))
     machine = _load_library(bundle.library, str(path))
-    factory = _machine(machine, target.device)
+    factory = _machine(machine, target.device, observer)
     program = Program(factory, bundle.manifest, bundle.weights, threads, beside=beside)
     return LoadedModule(bundle.manifest, lambda: program)
 
@@ -86,13 +90,24 @@ def _load_library(library: bytes, source: str) -> Any:
         ) from error
 
 
-def _machine(load_executable: Any, device: str) -> Callable[[], Main]:
+def _machine(load_executable: Any, device: str, observer: Observer | None) -> Callable[[], Main]:
     """What makes the virtual machine and gives its `main`."""
 
     def make() -> Main:
         machine = load_executable()
         machine["vm_initialization"](*(number for kind in _DEVICES[device] for number in (kind, 0, _POOLED)))
+        if observer is not None:
+            machine["set_instrument"](_instrument(observer))
         main: Main = machine["main"]
         return main
 
     return make
+
+
+def _instrument(observer: Observer) -> Callable[..., None]:
+    """The observer as the virtual machine calls it: function, name, whether before, result, arguments."""
+
+    def instrument(function: Any, name: str, before: int, result: Any, *arguments: Any) -> None:
+        observer(str(name), bool(before))
+
+    return instrument
