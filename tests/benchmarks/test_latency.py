@@ -105,6 +105,7 @@ def test_a_model_is_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"milliseconds": 2.0 * len(calls), "peak_megabytes": 100.0}
 
     monkeypatch.setattr(latency, "run_child", child)
+    monkeypatch.setattr(ENGINES["ort"], "modules", ())
     monkeypatch.setattr(ENGINES["openvino"], "modules", ("no_such_engine",))
     rows = measure_model("m", ["eager", "ort", "openvino", "whet"], Settings(3, 0.5, [0]), lambda text: None)
     turns = [("measure", "eager"), ("measure", "whet")]

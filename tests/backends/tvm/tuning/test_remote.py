@@ -69,11 +69,13 @@ def assert_tuned(compiled: whet.CompiledModule) -> None:
     assert not any(task.failures for task in report.tasks), [task.failures for task in report.tasks]
 
 
+@pytest.mark.slow
 def test_one_server_measures_what_is_built_here(tmp_path: Path) -> None:
     with serving("tvm.exec.rpc_server", free_port()) as port:
         assert_tuned(tuned(RemoteRunner("127.0.0.1", port), tmp_path))
 
 
+@pytest.mark.slow
 def test_a_tracker_lends_all_its_boards(tmp_path: Path) -> None:
     with serving("tvm.exec.rpc_tracker", free_port()) as tracker:
         register = ("--tracker", f"127.0.0.1:{tracker}", "--key", "board")
