@@ -74,10 +74,11 @@ def to_raw(tensor: torch.Tensor) -> Any:
 
 
 def _tensor(name: str, type: TensorType) -> TensorSpec:
-    return TensorSpec(name, tuple(_dim(dim) for dim in type.shape), _stored(type.dtype))
+    return TensorSpec(name, tuple(_dim(dim) for dim in type.shape), stored_dtype(type.dtype))
 
 
-def _stored(dtype: DType) -> str:
+def stored_dtype(dtype: DType) -> str:
+    """Whet's name of what a tensor of this type is in memory: one i4 value takes a byte."""
     return DType.I8.value if dtype is DType.I4 else dtype.value
 
 

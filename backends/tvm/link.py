@@ -24,11 +24,6 @@ _LINKERS = {
 _SHARED = ("-shared", "-fPIC", "-s")
 
 
-def shared_flags() -> tuple[str, ...]:
-    """What every linker is told besides, for a shared library."""
-    return _SHARED
-
-
 def find_linker(target: Target) -> list[str]:
     """The command that links a shared library for `target`. Raises TargetError that says what to install."""
     if target.os != "linux":
@@ -53,13 +48,17 @@ def find_linker(target: Target) -> list[str]:
 
 def export_library(executable: Any, path: Path, target: Target) -> None:
     """Write the executable as a shared library. Raises TargetError where linking fails, with the linker's words."""
-    linker = find_linker(target)
+    executable.export_library(str(path), fcompile=linked_by(find_linker(target), target.name))
+
+
+def linked_by(linker: Sequence[str], name: str) -> Any:
+    """What TVM's `export_library` calls to link objects with a command, for the target of that name."""
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
         command = [*linker, *_SHARED, "-o", output, *objects, *(options or ())]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode:
-            raise TargetError(f"linking for {target.name} failed: {' '.join(command)}\n{finished.stderr}")
+            raise TargetError(f"linking for {name} failed: {' '.join(command)}\n{finished.stderr}")
 
     link.output_format = "so"  # type: ignore[attr-defined]
-    executable.export_library(str(path), fcompile=link)
+    return link

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -63,7 +64,7 @@ class QuantizeWhereFaster(Pass):
     def _without(self, modules: list[str], graph: Graph, context: Context) -> PassResult | None:
         """Quantized but for these modules; None where nothing would be left to quantize."""
         layers = {item.location.module for item in graph.operations if item.name in CONTRACTIONS}
-        exclude = (*self.quantize.exclude, *(glob_escape(module) for module in modules))
+        exclude = (*self.quantize.exclude, *map(glob.escape, modules))
         if all(any(fnmatch.fnmatch(layer, pattern) for pattern in exclude) for layer in layers):
             return None
         return dataclasses.replace(self.quantize, exclude=exclude).run(graph, context)
@@ -82,8 +83,3 @@ def _slower(graph: Graph, in_float: Mapping[str, float], in_integers: Mapping[st
         for module in layers
         if module in in_float and module in in_integers and in_integers[module] > _MARGIN * in_float[module]
     ]
-
-
-def glob_escape(module: str) -> str:
-    """A module path as a pattern that fits it alone."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in module)

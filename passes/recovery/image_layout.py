@@ -23,15 +23,13 @@ _FEW: Final = 4
 """Input channels of a picture, or of a depthwise filter, which have kernels of their own."""
 
 
-def arranged_inputs(graph: Graph, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A graph's inputs; those of rank 4 in the memory format of its filters."""
-    layout = filter_format(graph)
+def arranged_inputs(layout: torch.memory_format, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A graph's inputs; those of rank 4 in the memory format of its filters (`filter_format`)."""
     return [tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor for tensor in tensors]
 
 
-def arranged_filters(graph: Graph) -> dict[str, Tensor]:
-    """Filters of 2-d convolutions in the format that suits the graph, by the name of their constant."""
-    layout = filter_format(graph)
+def arranged_filters(graph: Graph, layout: torch.memory_format) -> dict[str, Tensor]:
+    """Filters of 2-d convolutions in a memory format, by the name of their constant."""
     return {
         value.name: value.constant.contiguous(memory_format=layout)
         for value in graph.constants

@@ -17,7 +17,7 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.ir.interpreter import Interpreter
 from whet.passes.base import Context
 from whet.passes.canonicalize.canonicalize import Canonicalize
-from whet.passes.recovery.image_layout import arranged_filters, arranged_inputs
+from whet.passes.recovery.image_layout import arranged_filters, arranged_inputs, filter_format
 from whet.passes.recovery.objective import tensors_of
 from whet.runtime.structure import unflatten
 
@@ -59,13 +59,14 @@ class GraphTeacher(Teacher):
         # features are named by what canonicalization may merge
         graph = graph if features else Canonicalize().run(graph, Context()).graph
         self._watched = Watched(graph, features)
-        self._interpreter = Interpreter(graph, arranged_filters(graph), hook=self._watched.hook)
+        self._layout = filter_format(graph)
+        self._interpreter = Interpreter(graph, arranged_filters(graph, self._layout), hook=self._watched.hook)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Lesson:
         """Raises InputError where it takes other inputs than the student."""
         with torch.no_grad():
             self._interpreter.reset()
-            outputs = list(self._interpreter(*arranged_inputs(self._interpreter.graph, inputs)))
+            outputs = list(self._interpreter(*arranged_inputs(self._layout, inputs)))
             return Lesson(outputs, self._watched.take(inputs))
 
 

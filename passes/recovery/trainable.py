@@ -73,7 +73,7 @@ class TrainableGraph(nn.Module):
         if not values:
             raise PassError("nothing to train: no layer has floating-point weights that trainable= and exclude= leave")
         self.names = [value.name for value in values]
-        layout = filter_format(graph)
+        self.layout = layout = filter_format(graph)
         self.tensors = nn.ParameterList([nn.Parameter(_own(value, layout)) for value in values])
         self.dtypes = {value.name: value.type.dtype.torch for value in values}
         self.statistics = {} if freeze_batch_norm else {item.name: _own(item, layout) for item in _statistics(graph)}
@@ -97,7 +97,7 @@ class TrainableGraph(nn.Module):
         """The graph's outputs for a batch; every batch starts from the initial state."""
         self.interpreter.reset()
         self.interpreter.overrides = self.overrides()
-        return self.interpreter(*arranged_inputs(self.graph, inputs))
+        return self.interpreter(*arranged_inputs(self.layout, inputs))
 
     def structured(self, outputs: Sequence[Tensor]) -> Any:
         """Outputs in the structure of the model's result."""

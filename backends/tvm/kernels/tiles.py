@@ -61,30 +61,6 @@ def contraction_tile(
     for weights whose columns cannot be padded (grouped convolution). `row_bytes` is the distance of neighbouring
     rows in memory (0: unknown). A target that comes with decisions (`kernels.decisions`) chooses among all of them.
     """
-    ranked = rank_tiles(
-        target, rows, columns, reduction, batch, dtype=dtype, exact_block=exact_block, row_bytes=row_bytes
-    )
-    return chosen_tile(target, ranked)
-
-
-def chosen_tile(target: CpuTarget, ranked: Sequence[Tile]) -> Tile:
-    """The tile that a target with decisions chooses, else the first of `ranked`."""
-    choose: Callable[[Sequence[Tile]], Tile] | None = getattr(target, "choose", None)
-    return ranked[0] if choose is None else choose(ranked)
-
-
-def rank_tiles(
-    target: CpuTarget,
-    rows: Sequence[Dimension],
-    columns: Dimension,
-    reduction: Dimension,
-    batch: int = 1,
-    *,
-    dtype: str = "float32",
-    exact_block: bool = False,
-    row_bytes: int = 0,
-) -> list[Tile]:
-    """Every tile that fits the registers, those of the least modelled time first; see `contraction_tile`."""
     width = lanes(target, dtype)
     fixed = [extent(row) for row in rows]
     known_columns = extent(columns)
@@ -106,7 +82,13 @@ def rank_tiles(
                 cost *= _MISS_PENALTY
             found.append((round(cost, 6), Tile(tile_rows, block)))
     # a stable sort: among equals the one that comes first, as whole row tiles do
-    return [tile for _, tile in sorted(found, key=lambda item: item[0])]
+    return chosen_tile(target, [tile for _, tile in sorted(found, key=lambda item: item[0])])
+
+
+def chosen_tile(target: CpuTarget, ranked: Sequence[Tile]) -> Tile:
+    """The tile that a target with decisions chooses, else the first of `ranked`."""
+    choose: Callable[[Sequence[Tile]], Tile] | None = getattr(target, "choose", None)
+    return ranked[0] if choose is None else choose(ranked)
 
 
 def _tile_cycles(target: CpuTarget, rows: int, vectors: int, steps: int, column_bytes: int) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 
 from whet.backends.tvm.build_options import PASS_OPTIONS
+from whet.backends.tvm.link import linked_by
 from whet.backends.tvm.tuning.jobs import EXPECTED, FUNCTION, OUTPUT, SETTINGS, read_arrays, write_arrays
 from whet.runtime.dtypes import DTYPES
 from whet.runtime.safetensors import RawTensor
@@ -104,7 +105,7 @@ def _remote(
 
     remote = session_for(settings["remote"])
     library = Path(settings["library"])
-    built.export_library(str(library), fcompile=_linker(settings["link"]))
+    built.export_library(str(library), fcompile=linked_by(settings["link"], settings["target"]["mtriple"]))
     remote.upload(str(library))
     device = remote.cpu(0)
     function = remote.load_module(library.name)
@@ -120,16 +121,6 @@ def _bits(argument: RawTensor) -> Any:
     if argument.dtype == "bf16":
         raise ValueError("bf16 kernels cannot be tuned over RPC: it has no such tensors")
     return argument.array
-
-
-def _linker(command: Sequence[str]) -> Any:
-    import subprocess
-
-    def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
-        subprocess.run([*command, "-o", output, *objects, *(options or ())], check=True, capture_output=True)
-
-    link.output_format = "so"  # type: ignore[attr-defined]
-    return link
 
 
 def _check(job: Path, results: Sequence[Any], settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from whet.backends.tuning import Tuning
 from whet.backends.tvm.emit import Schedule, kernel_regions
 from whet.backends.tvm.prepare import prepare
 from whet.backends.tvm.tuning.database import Database, workload_key
-from whet.backends.tvm.tuning.runner import LocalRunner, Runner
+from whet.backends.tvm.tuning.runner import opened
 from whet.backends.tvm.tuning.task import Task
 from whet.backends.tvm.workload import workload_text
 from whet.errors import TuningError
@@ -32,10 +32,9 @@ def module_latencies(
         graph = BindDimensions(sizes).run(graph, Context()).graph
     database = Database(tuning.folder, target)
     regions = [region for region in kernel_regions(prepare(graph, target), target) if not region.is_view]
-    runner: Runner = (tuning.runner or LocalRunner()).open(target, tuning.trial_limit)
     known: dict[str, float] = {}
     seconds: defaultdict[str, float] = defaultdict(float)
-    try:
+    with opened(tuning.runner, target, tuning.trial_limit) as runner:
         for index, region in enumerate(regions):
             progress("measuring kernels", index, len(regions))
             text = workload_text(region)
@@ -48,6 +47,4 @@ def module_latencies(
                 known[text] = float(answer["seconds"])
             anchor = region.anchor or region.operations[0]
             seconds[anchor.location.module] += known[text]
-    finally:
-        runner.close()
     return seconds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from whet.backends.tvm.link import find_linker, shared_flags
+from whet.backends.tvm.link import find_linker
 from whet.backends.tvm.tuning.runner import LocalRunner
 from whet.errors import TuningError
 from whet.ir.target import Target
@@ -40,7 +40,7 @@ class RemoteRunner(LocalRunner):
     def open(self, target: Target, limit: float) -> Self:
         """See `Runner.open`."""
         super().open(target, limit)
-        self._settings["link"] = [*find_linker(target), *shared_flags()]
+        self._settings["link"] = find_linker(target)
         return self
 
     def _free(self) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -107,6 +110,16 @@ class LocalRunner:
             self._folder = None
 
 
+@contextmanager
+def opened(runner: Runner | None, target: Target, limit: float) -> Iterator[Runner]:
+    """A runner (None: this machine) that is open inside, and closed afterwards whatever happens."""
+    runner = (runner or LocalRunner()).open(target, limit)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
 class Worker:
     """A process that measures kernels, started again where it died (`whet.backends.tvm.tuning.worker`)."""
 
@@ -160,8 +173,6 @@ class Worker:
 
 def _line(process: subprocess.Popen[str], seconds: float) -> str:
     """The next line that a process prints; empty where it ends or takes longer."""
-    import select
-
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     return process.stdout.readline() if ready else ""

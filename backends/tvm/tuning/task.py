@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import tvm
 
-from whet.backends.manifest import to_raw
+from whet.backends.manifest import stored_dtype, to_raw
 from whet.backends.tvm.emit import Schedule, express, kernel_regions
 from whet.backends.tvm.kernels.decisions import DIRECT, Decision
 from whet.backends.tvm.kernels.tiles import Tile
@@ -78,7 +78,7 @@ class Task:
             tvm.ir.save_json(module),
             [_argument(source, index) for index, source in enumerate(sources)],
             [index for index, source in enumerate(sources) if _is_constant(source)],
-            [(_stored(value.type.dtype), value.type.static_shape) for value in self.region.results],
+            [(stored_dtype(value.type.dtype), value.type.static_shape) for value in self.region.results],
         )
 
 
@@ -133,7 +133,7 @@ def _argument(source: Value | Packing, seed: int) -> RawTensor:
         assert isinstance(source, Value)
         tensor = _random(source, seed)
     raw: Any = to_raw(tensor)
-    return raw if isinstance(raw, RawTensor) else RawTensor(_stored(DType.of(tensor.dtype)), raw)
+    return raw if isinstance(raw, RawTensor) else RawTensor(stored_dtype(DType.of(tensor.dtype)), raw)
 
 
 def _random(value: Value, seed: int) -> torch.Tensor:
@@ -148,7 +148,3 @@ def _random(value: Value, seed: int) -> torch.Tensor:
         limits = torch.iinfo(dtype.torch)
         return torch.randint(limits.min, limits.max + 1, shape, generator=generator).to(dtype.torch)
     return torch.randint(0, 2, shape, generator=generator).to(dtype.torch)
-
-
-def _stored(dtype: DType) -> str:
-    return DType.I8.value if dtype is DType.I4 else dtype.value

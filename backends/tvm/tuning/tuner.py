@@ -15,7 +15,7 @@ from whet.backends.tvm.emit import Schedule
 from whet.backends.tvm.kernels.decisions import DEFAULT, Decision
 from whet.backends.tvm.tuning.database import Database, Trial, Winner, workload_key
 from whet.backends.tvm.tuning.peak import peak_operations
-from whet.backends.tvm.tuning.runner import LocalRunner, Runner
+from whet.backends.tvm.tuning.runner import Runner, opened
 from whet.backends.tvm.tuning.search import Search
 from whet.backends.tvm.tuning.similar import alike
 from whet.backends.tvm.tuning.task import Task, find_tasks
@@ -43,22 +43,12 @@ def tune(
     tasks, untuned = find_tasks(graph, target, lambda done, total: progress("looking for kernels to tune", done, total))
     if not tasks:
         return TuningReport((), untuned, time.monotonic() - start)
-    runner: Runner = tuning.runner or LocalRunner()
-    with _opened(runner, target, tuning.trial_limit), _explained(database):
+    with opened(tuning.runner, target, tuning.trial_limit) as runner, _explained(database):
         peaks = peak_operations(runner, target)
         loop = _Loop([_Tuned(task, database) for task in tasks], runner, target, schedule, tuning, database, progress)
         loop.run(start)
         reports = [loop.verdict(tuned, peaks) for tuned in loop.measurable]
     return TuningReport(reports, untuned | loop.failed, time.monotonic() - start)
-
-
-@contextmanager
-def _opened(runner: Runner, target: Target, limit: float) -> Iterator[None]:
-    runner.open(target, limit)
-    try:
-        yield
-    finally:
-        runner.close()
 
 
 @contextmanager
