@@ -24,21 +24,26 @@ _CHAINS: Final = 12
 _SOURCE: Final = """
 # from tvm.script import tirx as T
 @T.prim_func(s_tir=True)
-def main(X: T.Buffer(({lanes},), "float32"), Y: T.Buffer(({tasks}, {chains}, {lanes}), "float32")) -> None:
+def main(
+    X: T.Buffer(({lanes},), "float32"),
+    Y: T.Buffer(({lanes},), "float32"),
+    Z: T.Buffer(({tasks}, {chains}, {lanes}), "float32"),
+) -> None:
+    T.func_attr({{"tirx.noalias": True}})
     for p in T.parallel({tasks}):
         with T.sblock("task"):
             vp = T.axis.spatial({tasks}, p)
             A = T.sblock_alloc_buffer(({chains}, {lanes}), "float32", scope="local")
             for c in T.unroll({chains}):
-                for l in T.vectorized({lanes}):
-                    A[c, l] = X[l]
+                A[c, {vector}] = Z[vp, c, {vector}]
             for k in range({steps}):
                 for c in T.unroll({chains}):
-                    for l in T.vectorized({lanes}):
-                        A[c, l] = A[c, l] * X[l] + X[l]
+                    A[c, {vector}] = A[c, {vector}] * X[{vector}] + Y[{vector}]
             for c in T.unroll({chains}):
-                for l in T.vectorized({lanes}):
-                    Y[vp, c, l] = A[c, l]
+                Z[vp, c, {vector}] = A[c, {vector}]
+"""
+"""The sums begin with what is in memory, and factor and addend are two arrays: what is equal, a compiler computes once,
+and a * x + x it may compute as (a + 1) * x.
 """
 
 
@@ -49,10 +54,11 @@ def peak_operations(runner: Runner, target: Target) -> dict[str, float]:
     the ports of the float multiply-add.
     """
     width, tasks = lanes(target), target.num_cores
-    fields = {"lanes": width, "tasks": tasks, "chains": _CHAINS, "steps": _STEPS}
-    module = tvm.IRModule({"main": from_source(_SOURCE.format(**fields))})
-    ones = RawTensor("f32", np.full(width, 0.5, np.float32))
-    kernel = Kernel(tvm.ir.save_json(module), [ones], [], [("f32", (tasks, _CHAINS, width))])
+    vector = f"T.ramp(T.int32(0), 1, {width})"
+    source = _SOURCE.format(lanes=width, tasks=tasks, chains=_CHAINS, steps=_STEPS, vector=vector)
+    module = tvm.IRModule({"main": from_source(source)})
+    halves = RawTensor("f32", np.full(width, 0.5, np.float32))
+    kernel = Kernel(tvm.ir.save_json(module), [halves, halves], [], [("f32", (tasks, _CHAINS, width))])
     answer = runner.measure(kernel, "peak", reference=True)
     if "seconds" not in answer:
         return {}
