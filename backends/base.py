@@ -15,6 +15,8 @@ from whet.errors import BackendError
 from whet.ir.graph import Graph
 from whet.ir.target import Target
 from whet.passes.base import Progress, silent
+from whet.passes.report import PassReport
+from whet.passes.report import Report as PassesReport
 from whet.runtime.bundle import write_bundle
 from whet.runtime.manifest import Manifest
 from whet.runtime.session import LoadedModule, Program
@@ -57,7 +59,7 @@ class Report:
     kernels: tuple[KernelInfo, ...]
     weight_bytes: int
     seconds: dict[str, float] = field(default_factory=dict)
-    passes: tuple[Any, ...] = ()
+    passes: tuple[PassReport, ...] = ()
     tuning: TuningReport | None = None
 
     def __str__(self) -> str:
@@ -66,7 +68,7 @@ class Report:
             f"{len(self.kernels)} kernels, {self.weight_bytes / 1e6:.2f} MB of weights"
         ]
         lines += [f"  {step:<24} {seconds:7.2f} s" for step, seconds in self.seconds.items()]
-        lines += [f"  {item}" for item in self.passes]
+        lines += [f"  {line}" for line in str(PassesReport(self.passes)).splitlines() if self.passes]
         lines += [] if self.tuning is None else str(self.tuning).splitlines()
         return "\n".join(lines)
 
@@ -101,7 +103,7 @@ class CompiledModule(LoadedModule):
         """What each weight, and all of them, take in memory and in a bundle; prints as a table."""
         return storage_of(self.weights)
 
-    def with_passes(self, passes: Sequence[Any], seconds: dict[str, float]) -> None:
+    def with_passes(self, passes: Sequence[PassReport], seconds: dict[str, float]) -> None:
         """Add what happened before the backend to the report."""
         merged = {**seconds, **self._report.seconds}
         self._report = dataclasses.replace(self._report, seconds=merged, passes=tuple(passes))

@@ -13,13 +13,13 @@ from whet.ir.graph import Graph
 from whet.ir.printer import constant_keys
 from whet.ir.target import Target
 from whet.ir.types import DType, TensorType
-from whet.runtime.manifest import Dimension, Manifest, StateSpec, TargetSpec, TensorSpec
+from whet.runtime.manifest import Dimension, KernelCall, Manifest, StateSpec, TargetSpec, TensorSpec
 from whet.runtime.safetensors import RawTensor
 
 _PACKAGES = {"whet": "whet", "tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch"}
 
 
-def make_manifest(graph: Graph, target: Target, weights: Sequence[str]) -> Manifest:
+def make_manifest(graph: Graph, target: Target, weights: Sequence[str], kernels: Sequence[KernelCall] = ()) -> Manifest:
     """The manifest of `graph` compiled for `target`; `weights` are keys in the order in which code takes them."""
     keys = constant_keys(graph)
     return Manifest(
@@ -43,6 +43,7 @@ def make_manifest(graph: Graph, target: Target, weights: Sequence[str]) -> Manif
         output_structure=graph.output_structure or _flat_outputs(len(graph.outputs)),
         parameters=_parameters(graph),
         versions={key: _version(package) for key, package in _PACKAGES.items()},
+        kernels=tuple(kernels),
     )
 
 

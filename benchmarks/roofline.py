@@ -25,12 +25,12 @@ from benchmarks.engines.base import INPUTS_FILE, Inputs
 from benchmarks.engines.catalogue import ENGINES
 from benchmarks.engines.whet_engines import BUNDLE, Whet
 from benchmarks.environment import environment, wide_console
-from benchmarks.kernel_times import KernelTimes
 from benchmarks.kernel_work import KernelWork, work_of
 from benchmarks.latency import DEFAULT_ENGINES, DEFAULT_MODELS
 from benchmarks.peaks import Peaks
 from benchmarks.peaks import table as peaks_table
 from benchmarks.processes import cores_for, run_child
+from whet.runtime.profiling import KernelTimes
 
 OWN_ENGINES: Mapping[str, type[Whet]] = {name: one for name, one in ENGINES.items() if issubclass(one, Whet)}
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from whet.passes.quantization.static import QuantizeStatic
     from whet.passes.quantization.weights_only import QuantizeWeights
     from whet.passes.quantization.where_faster import QuantizeWhereFaster
+    from whet.passes.recipe import Recipe, format_recipe, parse_recipe, read_recipe
     from whet.passes.recovery.distill import Distill
     from whet.passes.recovery.fine_tune import FineTune
     from whet.passes.recurrent_projection import HoistRecurrentProjections
@@ -91,6 +92,7 @@ __all__ = [
     "QuantizeStatic",
     "QuantizeWeights",
     "QuantizeWhereFaster",
+    "Recipe",
     "RewritePattern",
     "Rewriter",
     "SmoothQuant",
@@ -101,7 +103,10 @@ __all__ = [
     "available",
     "coverage",
     "find",
+    "format_recipe",
     "ops",
+    "parse_recipe",
+    "read_recipe",
 ]
 
 CATALOGUE: Final[dict[str, str]] = {
@@ -148,6 +153,7 @@ _FRAMEWORK: Final[dict[str, str]] = {
     "Context": "whet.passes.base",
     "MatchFailure": "whet.passes.rewrite",
     "Pass": "whet.passes.base",
+    "Recipe": "whet.passes.recipe",
     "PassManager": "whet.passes.manager",
     "PassResult": "whet.passes.base",
     "RewritePattern": "whet.passes.rewrite",
@@ -156,6 +162,9 @@ _FRAMEWORK: Final[dict[str, str]] = {
     "available": "whet.passes.plugins",
     "coverage": "whet.passes.quantization.coverage",
     "find": "whet.passes.plugins",
+    "format_recipe": "whet.passes.recipe",
+    "parse_recipe": "whet.passes.recipe",
+    "read_recipe": "whet.passes.recipe",
 }
 
 

@@ -25,6 +25,9 @@ class PassReport:
         names = sorted(self.before | self.after)
         return {name: self.after[name] - self.before[name] for name in names if self.after[name] != self.before[name]}
 
+    def __str__(self) -> str:
+        return _line(self, len(self.name))
+
 
 @dataclass(frozen=True)
 class Report:

@@ -65,7 +65,7 @@ class TvmBackend:
             executable = build(emitted.module, target)
             progress("building machine code", 1, 1)
         weights = {key: to_raw(tensor) for key, tensor in (emitted.weights | state_weights(prepared)).items()}
-        manifest = make_manifest(prepared, target, list(emitted.weights))
+        manifest = make_manifest(prepared, target, list(emitted.weights), emitted.calls)
         kernels = tuple(
             KernelInfo(item.name, item.operations, item.location, item.schedule) for item in emitted.kernels
         )

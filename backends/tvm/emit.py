@@ -23,6 +23,8 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.ir.printer import constant_keys, format_attribute
 from whet.ir.target import Target
 from whet.ir.types import TensorType
+from whet.passes.quantization.coverage import precision_of
+from whet.runtime.manifest import KernelCall
 
 Schedule = Callable[[tirx.PrimFunc, Any], tirx.PrimFunc]
 
@@ -44,6 +46,7 @@ class EmittedModule:
     module: tvm.IRModule
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     kernels: list[Kernel] = field(default_factory=list)
+    calls: list[KernelCall] = field(default_factory=list)
 
 
 def emit(
@@ -91,6 +94,9 @@ class _Emitter:
         self.weights: dict[str, torch.Tensor] = {}
         self.kernels: dict[str, tuple[Any, list[str]]] = {}
         self.described: list[Kernel] = []
+        self.calls: list[KernelCall] = []
+        self.makers: dict[Value, int] = {}
+        """Value -> the call that makes it, through views."""
 
     def run(self) -> EmittedModule:
         regions = kernel_regions(self.graph, self.target)
@@ -104,7 +110,7 @@ class _Emitter:
                 results = [self._returned(value) for value in self.graph.returns]
                 output = self.builder.emit_output(relax.Tuple(results))
             self.builder.emit_func_output(output)
-        return EmittedModule(self.builder.finalize(), self.weights, self.described)
+        return EmittedModule(self.builder.finalize(), self.weights, self.described, self.calls)
 
     def _parameter(self, value: Value) -> relax.Var:
         variable = relax.Var(value.name.replace(".", "_"), self._tensor_type(value.type))
@@ -164,6 +170,8 @@ class _Emitter:
         if lowered is None:
             (operation,) = region.operations
             source = self.variables[operation.operand(0)]
+            if operation.operand(0) in self.makers:
+                self.makers[operation.result] = self.makers[operation.operand(0)]
             shape = relax.ShapeExpr(self._shape(operation.result.type))
             self.variables[operation.result] = self.builder.emit(relax.op.reshape(source, shape))
             return
@@ -174,11 +182,29 @@ class _Emitter:
         types = [self._tensor_type(value.type) for value in region.results]
         call = relax.call_tir(lowered.function, arguments, types if len(types) > 1 else types[0])
         result = self.builder.emit(call)
+        self._describe_call(region, lowered)
         if len(types) == 1:
             self.variables[region.results[0]] = result
             return
         for index, value in enumerate(region.results):
             self.variables[value] = self.builder.emit(relax.TupleGetItem(result, index))
+
+    def _describe_call(self, region: Region, lowered: _Lowered) -> None:
+        anchor = region.anchor or region.operations[0]
+        kernel = next(item for item in self.described if item.name == lowered.function.name_hint)
+        reads = sorted({self.makers[value] for value in region.inputs if value in self.makers})
+        for value in region.results:
+            self.makers[value] = len(self.calls)
+        self.calls.append(
+            KernelCall(
+                kernel.name,
+                tuple(operation.name for operation in region.operations),
+                anchor.location.module,
+                precision_of(anchor),
+                kernel.schedule,
+                tuple(reads),
+            )
+        )
 
     def _returned(self, value: Value) -> Any:
         return self.variables[value]

@@ -80,7 +80,7 @@ def _row(operation: Operation, graph: Graph, bindings: Mapping[str, int]) -> Row
     integer = operation.name in _MULTIPLIES_INTEGERS or _is_on_codes(operation)
     reason = "" if integer or operation.name in _BETWEEN else _reason(operation, graph)
     macs = _macs(operation, bindings)
-    return Row(operation.name, operation.location.module, _precision(operation), macs, integer, reason)
+    return Row(operation.name, operation.location.module, precision_of(operation), macs, integer, reason)
 
 
 def _macs(operation: Operation, bindings: Mapping[str, int]) -> int:
@@ -96,7 +96,7 @@ def _is_on_codes(operation: Operation) -> bool:
     return operation.name not in _BETWEEN and all(value.type.dtype in _CODES for value in values)
 
 
-def _precision(operation: Operation) -> str:
+def precision_of(operation: Operation) -> str:
     """Operands to result, each type once: "u8 x i8 -> i32", or the one type there is."""
     operands = list(dict.fromkeys(value.type.dtype.value for value in _present(operation.operands[:2])))
     result = operation.results[0].type.dtype.value

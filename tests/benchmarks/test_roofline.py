@@ -10,11 +10,11 @@ from rich.console import Console
 
 from benchmarks.engines.base import Inputs
 from benchmarks.engines.whet_engines import BUNDLE, Whet, WhetInt8
-from benchmarks.kernel_times import KernelTimes, time_kernels
 from benchmarks.kernel_work import work_of
 from benchmarks.peaks import Peaks, measure_peaks
 from benchmarks.roofline import roofline, table
 from tests.benchmarks.tiny import CASE, MULTIPLY_ADDS
+from whet.runtime.profiling import KernelTimes, time_kernels
 
 PEAKS = Peaks(1, {"f32": 1e11, "bf16": 2e11, "int8": 4e11}, {1 << 16: 5e10, 1 << 20: 8e10, 1 << 24: 1e10})
 

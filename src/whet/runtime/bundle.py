@@ -56,7 +56,7 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 # zipfile must know beforehand that a member's size will not fit 32 bits.
 _ZIP64_FROM: Final = 1 << 31
 
-_WAYS_OUT: Final[Mapping[int, str]] = {
+_WRITING: Final[Mapping[int, str]] = {
     errno.ENOSPC: "the disk is full: free some space or save to another one",
     errno.EDQUOT: "the disk quota is used up: free some space or save to another disk",
     errno.EFBIG: "the file is larger than the system allows: raise the limit (ulimit -f) or save elsewhere",
@@ -67,6 +67,12 @@ _WAYS_OUT: Final[Mapping[int, str]] = {
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
     errno.EISDIR: "it is a folder: give the name of a file in it",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+_READING: Final[Mapping[int, str]] = {
+    errno.ENOENT: "there is no such file",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder: give the name of a file in it",
+    errno.EACCES: "no permission to read it",
 }
 
 
@@ -108,11 +114,11 @@ def write_bundle(
     _check_weights(manifest, tensors, str(path))
     if not Path(library_path).is_file():
         raise BundleError(f"cannot write {path}: there is no compiled library {library_path}")
-    with _io_errors(f"cannot write {path}"):
+    with _io_errors(f"cannot write {path}", _WRITING):
         target = Path(os.path.realpath(path))
         # Replacing a device or a pipe by a file is never what was meant.
         if target.exists() and not target.is_file():
-            reason = _WAYS_OUT[errno.EISDIR] if target.is_dir() else "it is no regular file: choose another name"
+            reason = _WRITING[errno.EISDIR] if target.is_dir() else "it is no regular file: choose another name"
             raise BundleError(f"cannot write {path}: {reason}")
         plain, packed = pack(tensors) if compress else (tensors, None)
         _replace(target, manifest, Path(library_path), plain, packed)
@@ -176,11 +182,11 @@ def _check_weights(manifest: Manifest, weights: Mapping[str, RawTensor], path: s
 
 
 @contextmanager
-def _io_errors(doing: str) -> Iterator[None]:
+def _io_errors(doing: str, ways_out: Mapping[int, str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _WAYS_OUT.get(error.errno or 0, error.strerror or str(error))
+        reason = ways_out.get(error.errno or 0, error.strerror or str(error))
         raise BundleError(f"{doing}: {reason}") from error
 
 
@@ -245,7 +251,7 @@ def _file_blocks(path: Path) -> Iterator[memoryview]:
 
 @contextmanager
 def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Mapping[str, Stored]]]:
-    with _io_errors(f"cannot read {path}"), open(path, "rb") as file:
+    with _io_errors(f"cannot read {path}", _READING), open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"cannot read {path}: it is no regular file")

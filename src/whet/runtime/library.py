@@ -88,7 +88,7 @@ def load_runtime(device: str = "cpu", beside: Path | None = None) -> None:
     """
     with _lock:
         if not _registered(_WITNESS):
-            _open(_runtime_file(beside))
+            _open(runtime_library(beside))
         if device not in _DEVICE_LIBRARIES:
             return
         name, witness = _DEVICE_LIBRARIES[device]
@@ -100,7 +100,8 @@ def _registered(name: str) -> bool:
     return tvm_ffi().get_global_func(name, allow_missing=True) is not None
 
 
-def _runtime_file(beside: Path | None) -> Path:
+def runtime_library(beside: Path | None = None) -> Path:
+    """The file of libtvm_runtime that `load_runtime` takes. Raises TargetError that says where it was looked for."""
     given = os.environ.get(LIBRARY_VARIABLE)
     if not given:
         return _find(_file_name("tvm_runtime"), beside)

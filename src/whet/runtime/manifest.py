@@ -128,6 +128,27 @@ class Member:
 
 
 @dataclass(frozen=True)
+class KernelCall:
+    """One call of a kernel, in the order in which `main` makes them: what there is to show, nothing that runs.
+
+    `name` is the kernel's in the library, `operations` what it computes, `module` the path in the model that they come
+    from, `precision` what it multiplies in, `schedule` the rule that arranged its loops, `reads` the numbers of the
+    earlier calls whose results it takes.
+    """
+
+    name: str
+    operations: tuple[str, ...]
+    module: str = ""
+    precision: str = ""
+    schedule: str = ""
+    reads: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**vars(self), "operations": list(self.operations), "reads": list(self.reads)}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All of it. `weights` are the keys of the tensors that `main` takes after inputs and state, in that
     order.
@@ -149,6 +170,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, Member] = field(default_factory=dict)
     format_version: int = 1
+    kernels: tuple[KernelCall, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.input_structure, len(self.inputs))
@@ -162,6 +184,9 @@ class Manifest:
         unknown = frozenset().union(*(item.symbols for item in self.inputs)) - set(self.dimensions)
         if unknown:
             raise ValueError(f"dimensions says nothing of {', '.join(sorted(unknown))}")
+        for index, call in enumerate(self.kernels):
+            if not all(0 <= number < index for number in call.reads):
+                raise ValueError(f"kernels[{index}] reads what no earlier kernel makes: {call.reads}")
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
@@ -177,6 +202,7 @@ class Manifest:
             "output_structure": self.output_structure,
             "parameters": list(self.parameters),
             "versions": dict(self.versions),
+            "kernels": [item.to_json() for item in self.kernels],
             "members": {name: item.to_json() for name, item in self.members.items()},
         }
 
@@ -208,6 +234,8 @@ class Manifest:
                 parameters=top.texts("parameters"),
                 versions={name: str(text) for name, text in top.object("versions").fields.items()},
                 members={name: _member(item) for name, item in top.table("members").items()},
+                # bundles of before have none
+                kernels=tuple(_kernel(item) for item in top.objects("kernels")) if "kernels" in top.fields else (),
             )
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{source} is not a manifest that whet wrote: {error}. Save the bundle again") from error
@@ -286,6 +314,17 @@ def _state(reader: _Reader) -> StateSpec:
 
 def _dimension(reader: _Reader) -> Dimension:
     return Dimension(reader.integer("min"), reader.optional_integer("max"), reader.integer("multiple_of"))
+
+
+def _kernel(reader: _Reader) -> KernelCall:
+    return KernelCall(
+        reader.text("name"),
+        reader.texts("operations"),
+        reader.text("module"),
+        reader.text("precision"),
+        reader.text("schedule"),
+        tuple(reader.list("reads", int)),
+    )
 
 
 def _member(reader: _Reader) -> Member:
