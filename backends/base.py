@@ -17,6 +17,7 @@ from whet.ir.target import Target
 from whet.passes.base import Progress, silent
 from whet.passes.report import PassReport
 from whet.passes.report import Report as PassesReport
+from whet.remote import Device, RemoteModule
 from whet.runtime.bundle import write_bundle
 from whet.runtime.manifest import Manifest
 from whet.runtime.session import LoadedModule, Program
@@ -107,6 +108,22 @@ class CompiledModule(LoadedModule):
         """Add what happened before the backend to the report."""
         merged = {**seconds, **self._report.seconds}
         self._report = dataclasses.replace(self._report, seconds=merged, passes=tuple(passes))
+
+    def on(self, device: Device, threads: int | None = None) -> RemoteModule:
+        """This module on a board over the network: calls go there, `benchmark` measures there.
+
+        Raises DeviceError where the board cannot be reached, and what `save` and `whet.load` raise.
+        """
+        with tempfile.TemporaryDirectory(prefix="whet-") as folder:
+            path = Path(folder) / "model.whet"
+            self.save(path)
+            return device.load(path, threads)
+
+    def benchmark(self, *args: Any, repeat: int = 30, device: Device | None = None, **kwargs: Any) -> float:
+        """Median latency in milliseconds, here or on a board: see `Session.benchmark`."""
+        if device is not None:
+            return self.on(device).benchmark(*args, repeat=repeat, **kwargs)
+        return super().benchmark(*args, repeat=repeat, **kwargs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bundle that `whet.load` runs: one file with manifest, code and weights.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Tuning:
         database: a folder for the records, which later models use again; None: `tuning` in the user's cache.
         patience: a kernel is left alone after so many candidates without a better one.
         trial_limit: seconds that one candidate may take to be built and measured; then it is killed.
-        runner: where candidates run; None: this machine. `whet.backends.tvm.tuning.remote.RemoteRunner` for boards.
+        runner: where candidates run: a `whet.Device`, or several boards of one kind, each of which measures a candidate
+            at a time; None: this machine.
 
     Raises TuningError for numbers out of their range.
     """
@@ -92,11 +93,15 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """All kernels that were tuned, and what was left alone (name -> why); prints as a table."""
+    """All kernels that were tuned, and what was left alone (name -> why); prints as a table.
+
+    `lost` are boards that could not be reached any more, and why.
+    """
 
     tasks: Sequence[TaskReport]
     untuned: dict[str, str]
     seconds: float
+    lost: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
@@ -135,4 +140,5 @@ class TuningReport:
         shown.caption = f"{self.speedup:.2f} x faster in {self.seconds:.0f} s" + "".join(
             f"\nnot tuned: {name}: {why}" for name, why in self.untuned.items()
         )
+        shown.caption += "".join(f"\nlost board {name}: {why}" for name, why in self.lost.items())
         return shown

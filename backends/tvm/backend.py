@@ -95,7 +95,7 @@ def _require_measurable(target: Target, tuning: Tuning) -> None:
     try:
         check_host(target_spec(target), f"a kernel for {target.name}")
     except BundleError as error:
-        raise TuningError(f"{error}. To measure on a board: Tuning(runner=RemoteRunner(...))") from error
+        raise TuningError(f"{error}. To measure on a board: Tuning(runner=whet.Device(...))") from error
 
 
 def _tune(graph: Graph, target: Target, tuning: Tuning, database: Database, progress: Progress) -> TuningReport:

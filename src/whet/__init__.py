@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from whet._version import __version__
+
 if TYPE_CHECKING:
     from whet import errors, passes
     from whet.api import optimize
@@ -17,15 +19,27 @@ if TYPE_CHECKING:
     from whet.backends.tuning import Tuning
     from whet.ir.target import Target
     from whet.ir.target import target_names as targets
+    from whet.remote import Device
     from whet.runtime import load
 
-__version__ = "0.1.0"
 
-__all__ = ["CompiledModule", "Target", "Tuning", "__version__", "errors", "load", "optimize", "passes", "targets"]
+__all__ = [
+    "CompiledModule",
+    "Device",
+    "Target",
+    "Tuning",
+    "__version__",
+    "errors",
+    "load",
+    "optimize",
+    "passes",
+    "targets",
+]
 
 # name -> (module, attribute); no attribute: the module itself
 _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "CompiledModule": ("whet.backends.base", "CompiledModule"),
+    "Device": ("whet.remote", "Device"),
     "Target": ("whet.ir.target", "Target"),
     "Tuning": ("whet.backends.tuning", "Tuning"),
     "errors": ("whet.errors", None),

@@ -36,6 +36,10 @@ class TargetError(WhetError):
     """Unknown target, or something the target cannot do (no runtime, no linker, missing CPU features)."""
 
 
+class DeviceError(WhetError):
+    """A device over the network cannot be reached, refused the key, was lost, or failed at what it was asked."""
+
+
 class BundleError(WhetError):
     """A bundle cannot be written or opened: unwritable path, full disk, corruption, other CPU, newer format."""
 

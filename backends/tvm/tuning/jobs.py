@@ -14,6 +14,7 @@ from whet.runtime.safetensors import RawTensor
 SETTINGS: Final = "job.json"
 FUNCTION: Final = "function.json"
 ARGUMENTS: Final = "arguments.npz"
+LIBRARY: Final = "kernel.so"
 EXPECTED: Final = "expected.npz"
 """Of the task: in the folder above."""
 OUTPUT: Final = tuple(f"output {index}" for index in range(16))

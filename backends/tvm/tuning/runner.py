@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -19,6 +21,7 @@ from whet.backends.tvm.tuning.jobs import EXPECTED, write_job
 from whet.backends.tvm.tuning.task import Kernel
 from whet.errors import TuningError
 from whet.ir.target import Target
+from whet.remote import Device
 from whet.runtime.cpu import physical_cores
 
 START_SECONDS = 120.0
@@ -31,14 +34,20 @@ class Runner(Protocol):
     @property
     def parallel(self) -> int: ...
 
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """Boards that are no longer used, and why."""
+        ...
+
     def open(self, target: Target, limit: float) -> Self:
         """Get ready to measure kernels for a target, each at most `limit` seconds. Raises TuningError."""
         ...
 
-    def measure(self, kernel: Kernel, task: str, reference: bool = False) -> dict[str, Any]:
-        """{"seconds": ...} or {"failure": why}.
+    def measure(self, kernel: Kernel, task: str, reference: bool = False, insist: bool = False) -> dict[str, Any]:
+        """{"seconds": ...} or {"failure": why}, with "lost": board where that is why.
 
-        A kernel that is the `reference` of its task says what all others of that task must compute.
+        A kernel that is the `reference` of its task says what all others of that task must compute. `insist` measures
+        again, elsewhere, where a board was lost. Raises TuningError where nothing is left to measure on.
         """
         ...
 
@@ -47,84 +56,117 @@ class Runner(Protocol):
         ...
 
 
+class Jobs:
+    """Worker processes that build (and, on this machine, measure) kernels, and the folder of what they do.
+
+    Args:
+        target: that kernels are built for.
+        limit: seconds that a kernel may take.
+        workers: processes.
+        threads: of each.
+        link: the command that links a library for a board; empty: kernels are measured here.
+    """
+
+    def __init__(self, target: Target, limit: float, workers: int, threads: int, link: Sequence[str] = ()) -> None:
+        self._limit = limit
+        self._settings = {"target": target_description(target), "limit": limit, "link": list(link)}
+        self._folder = tempfile.TemporaryDirectory(prefix="whet-tune-", dir=_fast_folder())
+        self._workers: queue.Queue[Worker] = queue.Queue()
+        for _ in range(workers):
+            self._workers.put(Worker(threads))
+        self._numbers = itertools.count()
+
+    @contextmanager
+    def built(self, kernel: Kernel, task: str, reference: bool = False) -> Iterator[tuple[dict[str, Any], Path]]:
+        """A worker's answer about a kernel, and the job's folder, which lasts as long as the block."""
+        folder = Path(self._folder.name) / task / str(next(self._numbers))
+        settings = self._settings | {"outputs": kernel.outputs, "weights": kernel.weights, "reference": reference}
+        write_job(folder, kernel.function, kernel.arguments, settings)
+        try:
+            worker = self._workers.get()
+            try:
+                answer = worker.ask(folder, self._limit)
+            finally:
+                self._workers.put(worker)
+            yield answer, folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the workers."""
+        while not self._workers.empty():
+            self._workers.get().stop()
+        self._folder.cleanup()
+
+
 class LocalRunner:
-    """Worker processes of this machine, one kernel at a time: two at once would disturb each other.
+    """This machine, one kernel at a time: two at once would disturb each other.
 
     Args:
         threads: that a kernel runs on; None: the physical cores.
     """
 
+    parallel = 1
+
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or physical_cores()
-        self._settings: dict[str, Any] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._workers: queue.Queue[Worker] = queue.Queue()
-        self._count = 0
-
-    @property
-    def parallel(self) -> int:
-        """Candidates measured at once."""
-        return len(self.remotes())
-
-    def remotes(self) -> list[dict[str, Any] | None]:
-        """Where each worker's kernels run: None is here."""
-        return [None]
+        self.lost: Mapping[str, str] = {}
+        self._jobs: Jobs | None = None
 
     def open(self, target: Target, limit: float) -> Self:
         """See `Runner.open`."""
-        self._folder = tempfile.TemporaryDirectory(prefix="whet-tune-", dir=_fast_folder())
-        self._settings = {"target": target_description(target), "limit": limit, "link": []}
-        for remote in self.remotes():
-            self._workers.put(Worker(self.threads, remote))
+        self._jobs = Jobs(target, limit, workers=1, threads=self.threads)
         return self
 
-    def measure(self, kernel: Kernel, task: str, reference: bool = False) -> dict[str, Any]:
+    def measure(self, kernel: Kernel, task: str, reference: bool = False, insist: bool = False) -> dict[str, Any]:
         """See `Runner.measure`."""
-        if self._folder is None:
+        if self._jobs is None:
             raise TuningError("the runner is not open")
-        worker = self._workers.get()
-        try:
-            self._count += 1
-            folder = Path(self._folder.name) / task / str(self._count)
-            settings = self._settings | {
-                "outputs": kernel.outputs,
-                "weights": kernel.weights,
-                "reference": reference,
-                "remote": worker.remote,
-                "library": str(folder / f"kernel{self._count}.so"),
-            }
-            write_job(folder, kernel.function, kernel.arguments, settings)
-            answer = worker.ask(folder, self._settings["limit"])
+        with self._jobs.built(kernel, task, reference) as (answer, folder):
             if reference and "failure" not in answer and not (folder.parent / EXPECTED).exists():
                 raise TuningError(f"the worker left no results of the default kernel in {folder.parent}")
             return answer
-        finally:
-            self._workers.put(worker)
 
     def close(self) -> None:
         """See `Runner.close`."""
-        while not self._workers.empty():
-            self._workers.get().stop()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._jobs is not None:
+            self._jobs.close()
+            self._jobs = None
 
 
 @contextmanager
-def opened(runner: Runner | None, target: Target, limit: float) -> Iterator[Runner]:
-    """A runner (None: this machine) that is open inside, and closed afterwards whatever happens."""
-    runner = (runner or LocalRunner()).open(target, limit)
+def opened(given: Any, target: Target, limit: float) -> Iterator[Runner]:
+    """A runner that is open inside, and closed afterwards whatever happens.
+
+    Args:
+        given: a runner, a `whet.Device` or several of them; None: this machine.
+    """
+    runner = as_runner(given).open(target, limit)
     try:
         yield runner
     finally:
         runner.close()
 
 
+def as_runner(given: Any) -> Runner:
+    """What measures on the devices that a user gave. Raises TuningError for what is none."""
+    from whet.backends.tvm.tuning.remote import RemoteRunner
+
+    if given is None:
+        return LocalRunner()
+    if hasattr(given, "measure"):
+        runner: Runner = given
+        return runner
+    devices = [given] if isinstance(given, Device) else list(given)
+    if not all(isinstance(item, Device) for item in devices):
+        raise TuningError(f"Tuning: runner is a whet.Device, or several, not {given!r}")
+    return RemoteRunner(devices)
+
+
 class Worker:
     """A process that measures kernels, started again where it died (`whet.backends.tvm.tuning.worker`)."""
 
-    def __init__(self, threads: int, remote: dict[str, Any] | None) -> None:
-        self.remote = remote
+    def __init__(self, threads: int) -> None:
         self._variables = {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0", "OMP_NUM_THREADS": "1"}
         self._process: subprocess.Popen[str] | None = None
 

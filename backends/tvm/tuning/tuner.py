@@ -48,7 +48,8 @@ def tune(
         loop = _Loop([_Tuned(task, database) for task in tasks], runner, target, schedule, tuning, database, progress)
         loop.run(start)
         reports = [loop.verdict(tuned, peaks) for tuned in loop.measurable]
-    return TuningReport(reports, untuned | loop.failed, time.monotonic() - start)
+        lost = dict(runner.lost)
+    return TuningReport(reports, untuned | loop.failed, time.monotonic() - start, lost)
 
 
 @contextmanager
@@ -114,14 +115,16 @@ class _Loop:
         self.start = time.monotonic()
         with ThreadPoolExecutor(self.runner.parallel) as pool:
             while batch := self._next(self.runner.parallel):
-                for item, trial in pool.map(self._trial, *zip(*batch, strict=True)):
-                    self.database.add_trial(item.task.text, trial)
+                for item, trial, board_lost in pool.map(self._trial, *zip(*batch, strict=True)):
+                    # a board that vanished says nothing of the candidate: a later run may try it again
+                    if not board_lost:
+                        self.database.add_trial(item.task.text, trial)
                     item.tell(trial)
                 self.done += len(batch)
                 self._show()
 
     def _measure_default(self, item: _Tuned) -> None:
-        answer = self._measured(item, DEFAULT, reference=True)
+        answer = self._measured(item, DEFAULT, reference=True, insist=True)
         if "failure" in answer:
             self.failed[item.task.name] = str(answer["failure"])
             return
@@ -155,16 +158,18 @@ class _Loop:
         trials = self.tuning.trials
         return time.monotonic() > self.deadline or (trials is not None and self.done + waiting >= trials)
 
-    def _trial(self, item: _Tuned, decision: Decision) -> tuple[_Tuned, Trial]:
+    def _trial(self, item: _Tuned, decision: Decision) -> tuple[_Tuned, Trial, bool]:
         answer = self._measured(item, decision)
-        return item, Trial(decision, answer.get("seconds"), str(answer.get("failure", "")))
+        return item, Trial(decision, answer.get("seconds"), str(answer.get("failure", ""))), "lost" in answer
 
-    def _measured(self, item: _Tuned, decision: Decision, reference: bool = False) -> dict[str, Any]:
+    def _measured(
+        self, item: _Tuned, decision: Decision, reference: bool = False, insist: bool = False
+    ) -> dict[str, Any]:
         try:
             kernel = item.task.kernel(self.target, self.schedule, decision)
         except Exception as error:  # whatever a candidate raises is its result
             return {"failure": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
-        return self.runner.measure(kernel, workload_key(item.task.text), reference)
+        return self.runner.measure(kernel, workload_key(item.task.text), reference, insist)
 
     def _show(self) -> None:
         before = sum(item.task.count * item.default_seconds for item in self.measurable)
@@ -179,7 +184,7 @@ class _Loop:
         seconds = {DEFAULT: [item.default_seconds], item.search.best: [item.search.best_seconds]}
         for _ in range(_VERDICT_ROUNDS if item.search.best != DEFAULT else 0):
             for decision, times in seconds.items():
-                answer = self._measured(item, decision)
+                answer = self._measured(item, decision, insist=True)
                 times.append(float(answer.get("seconds", "inf")))
         # the first time of the best candidate was chosen for being small
         medians = {decision: statistics.median(times[1:] or times) for decision, times in seconds.items()}

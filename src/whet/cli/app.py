@@ -17,6 +17,7 @@ from whet.cli.devices import devices
 from whet.cli.inspect import inspect
 from whet.cli.optimize import optimize, tune
 from whet.cli.run import run_bundle
+from whet.cli.serve import serve, track
 from whet.errors import InternalError, WhetError
 
 DEBUG: Final = "--debug"
@@ -34,6 +35,8 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "targets": targets,
     "passes": passes,
     "devices": devices,
+    "serve": serve,
+    "tracker": track,
 }
 
 

@@ -7,15 +7,19 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from whet.cli.inputs import Files, Sizes, Threads, read_inputs
 from whet.cli.output import Json, add_row, console, plain_table, print_json
-from whet.cli.run import Bundle
+from whet.cli.run import Board, Bundle
 from whet.errors import InputError
 from whet.progress import progress_bar
+from whet.remote import Device
 from whet.runtime import load
 from whet.runtime.manifest import KernelCall
 from whet.runtime.profiling import KernelTimes, time_kernels
@@ -28,11 +32,15 @@ def bench(
     seconds: Annotated[float, typer.Option(help="How long to measure; half of it kernel by kernel.")] = 5.0,
     top: Annotated[int, typer.Option(help="Kernels in the table; 0: all.")] = 20,
     threads: Threads = None,
+    device: Board = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, peak memory, and the time of every kernel of a bundle."""
+    """Measure latency, peak memory, and the time of every kernel of a bundle; on a board, the latency."""
     if seconds <= 0:
         raise InputError(f"--seconds {seconds:g}: give a positive number")
+    if device is not None:
+        _bench_there(bundle, Device(device), files or (), size or (), seconds, threads, as_json)
+        return
     start = time.perf_counter()
     module = load(bundle, threads=threads)
     loading = time.perf_counter() - start
@@ -54,6 +62,25 @@ def bench(
         print_json(found)
         return
     _print(found, top)
+
+
+def _bench_there(
+    bundle: Path,
+    device: Device,
+    files: Sequence[str],
+    size: Sequence[str],
+    seconds: float,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    module = device.load(bundle, threads)
+    args, kwargs = read_inputs(module.manifest, files, size)
+    once = module.benchmark(*args, repeat=3, **kwargs)
+    median = module.benchmark(*args, repeat=max(3, round(1e3 * seconds / once)), **kwargs)
+    if as_json:
+        print_json({"bundle": str(bundle), "device": asdict(device.info), "milliseconds": {"median": median}})
+        return
+    console().print(f"{bundle.name} on {device}: median {median:.3f} ms", markup=False, highlight=False)
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -54,17 +54,25 @@ def tune(
     time_limit: Annotated[float, typer.Option(help="Seconds in all.")] = 1200.0,
     patience: Annotated[int, typer.Option(help="Candidates without a better one, after which a kernel is left.")] = 32,
     database: Database = None,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", metavar="rpc://HOST:PORT", help="Measure there; may be repeated.")
+    ] = None,
+    tracker: Annotated[
+        str | None, typer.Option(metavar="rpc://HOST:PORT", help="Measure on all boards of this tracker.")
+    ] = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Search for faster kernels on the device; what is found serves every later `whet optimize` for it.
 
-    Ctrl-C keeps what was found: the same command goes on from there.
+    Ctrl-C keeps what was found: the same command goes on from there. The key of boards is taken from WHET_KEY.
     """
     from whet.backends.tuning import Tuning
+    from whet.remote import Device
 
     arguments = _arguments(model, passes, {"seed": seed})
-    tuning = Tuning(trials=trials, time_limit=time_limit, patience=patience, database=database)
+    boards = [Device(url) for url in device or ()] + (Device.tracked(tracker) if tracker else [])
+    tuning = Tuning(trials=trials, time_limit=time_limit, patience=patience, database=database, runner=boards or None)
     compiled = _optimize(arguments, target, tuning=tuning)
     _finish(compiled, out, as_json)
 
@@ -125,4 +133,5 @@ def _tuning_as_json(tuned: TuningReport) -> dict[str, Any]:
         "seconds": tuned.seconds,
         "tasks": [vars(item) for item in tuned.tasks],
         "untuned": tuned.untuned,
+        "lost": dict(tuned.lost),
     }

@@ -11,6 +11,7 @@ import typer
 
 from whet.cli.inputs import Files, Sizes, Threads, read_inputs
 from whet.cli.output import Json, add_row, console, plain_table, print_json
+from whet.remote import Device
 from whet.runtime import load
 from whet.runtime.structure import flatten
 
@@ -18,6 +19,10 @@ _SHOWN = 5
 """Elements of an output that are printed."""
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `whet optimize` or save() has written.")]
+
+Board = Annotated[
+    str | None, typer.Option(metavar="rpc://HOST:PORT", help="A board that runs `whet serve`; its key: WHET_KEY.")
+]
 
 
 def run_bundle(
@@ -27,18 +32,19 @@ def run_bundle(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Write the outputs.")] = None,
     seed: Annotated[int, typer.Option(help="Of random inputs.")] = 0,
     threads: Threads = None,
+    device: Board = None,
     as_json: Json = False,
 ) -> None:
-    """Run a bundle once and print its outputs."""
+    """Run a bundle once, here or on a board, and print its outputs."""
     start = time.perf_counter()
-    module = load(bundle, threads=threads)
+    module = load(bundle, threads=threads) if device is None else Device(device).load(bundle, threads)
     loaded = time.perf_counter()
     args, kwargs = read_inputs(module.manifest, files or (), size or (), seed)
     called = time.perf_counter()
     outputs = module(*args, **kwargs)
     seconds = {"load": loaded - start, "call": time.perf_counter() - called}
     leaves = flatten(module.manifest.output_structure, outputs, "output")
-    named = {spec.name: np.asarray(leaf) for spec, leaf in zip(module.outputs, leaves, strict=True)}
+    named = {spec.name: np.asarray(leaf) for spec, leaf in zip(module.manifest.outputs, leaves, strict=True)}
     if out is not None:
         with out.open("wb") as file:
             np.savez(file, **named)  # type: ignore[arg-type]

@@ -57,6 +57,12 @@ class InputBinder:
             inspect(leaf, DTYPES[item.dtype], len(item.shape), item.name)
             for leaf, item in zip(leaves, self._inputs, strict=True)
         ]
+        return self.check(given)
+
+    def check(self, given: list[Given]) -> list[Given]:
+        """Inputs in their order, checked. Raises InputError as `bind` does."""
+        if len(given) != len(self._inputs):
+            raise InputError(f"{len(given)} tensor(s) were given; the model takes {len(self._inputs)}")
         for tensor, item in zip(given, self._inputs, strict=True):
             if tensor.dtype != item.dtype or len(tensor.shape) != len(item.shape):
                 raise self._mismatch(item, tensor, "")

@@ -17,7 +17,7 @@ from whet.runtime.library import load_runtime
 from whet.runtime.manifest import Manifest, TargetSpec, TensorSpec
 from whet.runtime.safetensors import RawTensor
 from whet.runtime.structure import unflatten
-from whet.runtime.tensors import Native, TensorDevice, is_torch, to_torch
+from whet.runtime.tensors import Given, Native, TensorDevice, is_torch, to_torch
 
 Main = Callable[..., Any]
 
@@ -134,6 +134,22 @@ class Session:
         ]
         return unflatten(program.manifest.output_structure, arrays)
 
+    def call_raw(self, inputs: Sequence[RawTensor]) -> list[RawTensor]:
+        """The model's tensors in, its tensors out, both flat and as they lie in memory: for who sends them on.
+
+        Raises InputError for a tensor of the wrong type or shape.
+        """
+        program = self.program
+        given = program.binder.check([Given(item.array, item.dtype, item.array.shape) for item in inputs])
+        native = [
+            program.device.put(tensor, DTYPES[item.dtype], item.name)
+            for tensor, item in zip(given, program.manifest.inputs, strict=True)
+        ]
+        return [
+            RawTensor(item.dtype, program.device.get_raw(tensor, DTYPES[item.dtype]))
+            for tensor, item in zip(self._run(native), program.manifest.outputs, strict=True)
+        ]
+
     def _run(self, inputs: Sequence[Native]) -> list[Native]:
         if not self._state:
             return self.program.run(inputs, ())[0]
@@ -202,6 +218,10 @@ class LoadedModule:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: see `Session.__call__`."""
         return self._session(*args, **kwargs)
+
+    def call_raw(self, inputs: Sequence[RawTensor]) -> list[RawTensor]:
+        """Flat tensors in and out: see `Session.call_raw`."""
+        return self._session.call_raw(inputs)
 
     def session(self) -> Session:
         """A session of its own state, which begins at the initial value."""

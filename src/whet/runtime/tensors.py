@@ -122,14 +122,18 @@ class TensorDevice:
 
     def get(self, tensor: Native, element: ElementType) -> Array:
         """The tensor as numpy: a view of its memory where that is the host's."""
+        array = self.get_raw(tensor, element)
+        return bfloat16_to_numpy(array) if element.name == "bf16" else array
+
+    def get_raw(self, tensor: Native, element: ElementType) -> Array:
+        """The same, with bfloat16 as bits."""
         if self.type not in _HOST_TYPES:
             tensor = TensorDevice("cpu").copy(tensor)
         if element.name == "bf16":
             tensor = _view(tensor, "uint16")
         array: Array = np.from_dlpack(tensor)
         # Older numpy marks every imported array read-only.
-        array = array if array.flags.writeable else array.copy()
-        return bfloat16_to_numpy(array) if element.name == "bf16" else array
+        return array if array.flags.writeable else array.copy()
 
     def _to_device(self, tensor: Native) -> Native:
         # Numpy and torch give an empty tensor other strides than compiled code, which checks them, expects.

@@ -93,11 +93,13 @@ def test_a_dead_worker_is_started_again() -> None:
     runner = LocalRunner(threads=1).open(get_target("x86"), limit=60.0)
     try:
         assert "seconds" in runner.measure(add(1), "first", reference=True)
-        worker = runner._workers.get()
+        jobs = runner._jobs
+        assert jobs is not None
+        worker = jobs._workers.get()
         assert worker._process is not None
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
-        runner._workers.put(worker)
+        jobs._workers.put(worker)
         assert "seconds" in runner.measure(add(1), "second", reference=True)
     finally:
         runner.close()
