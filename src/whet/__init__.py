@@ -14,7 +14,7 @@ from whet._version import __version__
 
 if TYPE_CHECKING:
     from whet import errors, passes
-    from whet.api import optimize
+    from whet.api import optimize, save_fat
     from whet.backends.base import CompiledModule
     from whet.backends.tuning import Tuning
     from whet.ir.target import Target
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "optimize",
     "passes",
+    "save_fat",
     "targets",
 ]
 
@@ -46,6 +47,7 @@ _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "load": ("whet.runtime", "load"),
     "optimize": ("whet.api", "optimize"),
     "passes": ("whet.passes", None),
+    "save_fat": ("whet.api", "save_fat"),
     "targets": ("whet.ir.target", "target_names"),
 }
 

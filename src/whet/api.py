@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from whet.passes.data import Source
 from whet.passes.manager import PassManager
 from whet.passes.rewrite import Tracer
 from whet.progress import progress_bar
+from whet.runtime.bundle import join_bundles
 
 
 def optimize(
@@ -94,6 +97,18 @@ def optimize(
         compiled = chosen.compile(result.graph, device, show, tuning)
     compiled.with_passes(result.report.passes, seconds)
     return compiled
+
+
+def save_fat(path: str | os.PathLike[str], modules: Sequence[CompiledModule]) -> None:
+    """Save the same model, compiled for several processors, as one bundle: `whet.load` takes the best for a device.
+
+    Raises BundleError where the modules are not of one model, two are for one target, or the path cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="whet-") as folder:
+        paths = [Path(folder) / f"{number}.whet" for number in range(len(modules))]
+        for module, place in zip(modules, paths, strict=True):
+            module.save(place)
+        join_bundles(path, paths)
 
 
 def _latency(backend: Backend, device: Target, tuning: Tuning, show: Progress) -> Latency | None:

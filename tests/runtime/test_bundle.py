@@ -269,7 +269,7 @@ def test_duplicate_unknown_and_missing_members(affine_bundle: Path, tmp_path: Pa
         with pytest.raises(BundleError, match=r"unknown member|4 members"):
             read_bundle(_write(path, {**members, name + "x": b""}))
     del members["lib.so"]
-    with pytest.raises(BundleError, match="2 members"):
+    with pytest.raises(BundleError, match="no member"):
         read_bundle(_write(path, members))
 
 

@@ -13,7 +13,8 @@ from whet.cli.drawing import draw_kernels
 from whet.cli.output import Json, add_row, console, kilobytes, plain_table, print_json
 from whet.cli.run import Bundle
 from whet.errors import BundleError, InputError
-from whet.runtime.bundle import read_bundle
+from whet.runtime.bundle import read_bundle, read_variants
+from whet.runtime.fat import best_variant
 from whet.runtime.host import check_host
 from whet.runtime.manifest import Manifest
 from whet.runtime.storage_report import StorageReport, storage_report
@@ -26,11 +27,15 @@ def inspect(
     ] = None,
     weights: Annotated[bool, typer.Option(help="List every weight.")] = False,
     kernels: Annotated[bool, typer.Option(help="List every kernel.")] = True,
+    variant: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Of a fat bundle; by default the best for this machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a bundle's target, inputs, outputs, kernels with their precision, and sizes; every byte is verified."""
-    manifest = read_bundle(bundle, for_this_host=False).manifest
-    storage = storage_report(bundle)
+    number = _variant(bundle, variant, quiet=as_json)
+    manifest = read_bundle(bundle, for_this_host=False, variant=number).manifest
+    storage = storage_report(bundle, number)
     if graph is not None:
         if not manifest.kernels:
             raise InputError(f"{bundle} does not say what its kernels are: save it again with this version")
@@ -47,6 +52,25 @@ def inspect(
         console().print(str(storage), markup=False, highlight=False)
     if graph is not None:
         console().print(f"drawn: {graph}", markup=False)
+
+
+def _variant(bundle: Path, name: str | None, quiet: bool) -> int | None:
+    """The number of the variant to show; None for a bundle of one target."""
+    targets = read_variants(bundle)
+    if targets is None:
+        if name is not None:
+            raise InputError(f"--variant {name}: {bundle} is for one target")
+        return None
+    names = [item.name for item in targets]
+    if name is not None and name not in names:
+        raise InputError(f"--variant {name}: {bundle} has {', '.join(names)}")
+    try:
+        number = best_variant(targets, str(bundle)) if name is None else names.index(name)
+    except BundleError:
+        number = 0
+    if not quiet:
+        console().print(f"fat bundle of {', '.join(names)}; showing {names[number]}", highlight=False)
+    return number
 
 
 def _refusal(manifest: Manifest) -> str | None:

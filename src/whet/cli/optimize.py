@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +24,16 @@ Seed = Annotated[int | None, typer.Option(help="Of every random choice; else the
 Database = Annotated[Path | None, typer.Option(help="Folder of tuning records; by default in the user's cache.")]
 Reference = "module:attribute"
 
+_TARGETS = (
+    '"x86" (this machine) unless given; `whet targets` lists them. Several make one bundle, of which each device takes '
+    "the best for it."
+)
+
 
 def optimize(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write.")],
-    target: Target = "x86",
+    target: Annotated[list[str] | None, typer.Option("--target", "-t", help=_TARGETS)] = None,
     passes: Passes = None,
     calibration: Annotated[str | None, typer.Option(metavar=Reference, help="Batches of inputs to observe.")] = None,
     train: Annotated[str | None, typer.Option(metavar=Reference, help="Batches (*inputs, labels).")] = None,
@@ -40,9 +46,18 @@ def optimize(
 ) -> None:
     """Compress and compile a model, and write the bundle that `whet run` and whet.load run on the device."""
     given = {"calibration": calibration, "train": train, "evaluate": evaluate, "objective": objective, "seed": seed}
-    arguments = _arguments(model, passes, given)
-    compiled = _optimize(arguments, target, backend=backend, dump=dump)
-    _finish(compiled, out, as_json)
+    compiled = [
+        # models and generators are made anew: a pass may train one, and data is used up
+        _optimize(_arguments(model, passes, given), name, backend=backend, dump=dump)
+        for name in target or ("x86",)
+    ]
+    if len(compiled) == 1:
+        compiled[0].save(out)
+    else:
+        import whet
+
+        whet.save_fat(out, compiled)
+    _report(compiled, out, as_json)
 
 
 def tune(
@@ -74,7 +89,9 @@ def tune(
     boards = [Device(url) for url in device or ()] + (Device.tracked(tracker) if tracker else [])
     tuning = Tuning(trials=trials, time_limit=time_limit, patience=patience, database=database, runner=boards or None)
     compiled = _optimize(arguments, target, tuning=tuning)
-    _finish(compiled, out, as_json)
+    if out is not None:
+        compiled.save(out)
+    _report([compiled], out, as_json)
 
 
 def _arguments(model: str, recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -100,14 +117,14 @@ def _optimize(arguments: dict[str, Any], target: str, **more: Any) -> CompiledMo
     return whet.optimize(model, target, **arguments, **more)
 
 
-def _finish(compiled: CompiledModule, out: Path | None, as_json: bool) -> None:
-    if out is not None:
-        compiled.save(out)
-    report = compiled.report()
+def _report(compiled: Sequence[CompiledModule], out: Path | None, as_json: bool) -> None:
+    reports = [item.report() for item in compiled]
     if as_json:
-        print_json(_as_json(report, out))
+        shown = [_as_json(report, out) for report in reports]
+        print_json(shown[0] if len(shown) == 1 else shown)
         return
-    console().print(str(report), markup=False, highlight=False)
+    for report in reports:
+        console().print(str(report), markup=False, highlight=False)
     if out is not None:
         console().print(f"{out}: {out.stat().st_size / 1e6:.2f} MB", markup=False)
 

@@ -88,7 +88,8 @@ class Device:
 
     def load(self, path: str | os.PathLike[str], threads: int | None = None) -> RemoteModule:
         """A bundle on the board. Raises what `whet.load` there raises, and DeviceError."""
-        return RemoteModule(self, read_manifest(path), Path(path).read_bytes(), threads)
+        # of a fat bundle the board chooses the variant: all of them take and give the same
+        return RemoteModule(self, read_manifest(path, variant=0), Path(path).read_bytes(), threads)
 
     def run_kernel(
         self,

@@ -4,7 +4,7 @@ compiler.
 
 from __future__ import annotations
 
-from whet.runtime.bundle import Bundle, read_bundle, read_manifest, write_bundle
+from whet.runtime.bundle import Bundle, join_bundles, read_bundle, read_manifest, read_variants, write_bundle
 from whet.runtime.executor import set_threads
 from whet.runtime.loading import load
 from whet.runtime.manifest import Dimension, Manifest, StateSpec, TargetSpec, TensorSpec
@@ -26,9 +26,11 @@ __all__ = [
     "StructuredOutput",
     "TargetSpec",
     "TensorSpec",
+    "join_bundles",
     "load",
     "read_bundle",
     "read_manifest",
+    "read_variants",
     "set_threads",
     "storage_of",
     "storage_report",

@@ -5,6 +5,8 @@
     weights.packed        those weights that take less room in another form (whet.runtime.storage), where there are any
     manifest.json         what they are (whet.runtime.manifest), with the checksum and size of the others
 
+or several of such bundles for as many targets (whet.runtime.fat).
+
 Reading checks everything before any code is loaded. The checksums find damage; they are no signature: whoever
 can write a bundle can put code into it, so load bundles only from whom you would take a program.
 """
@@ -19,17 +21,18 @@ import secrets
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from whet.errors import BundleError
 from whet.runtime.container import Stored, read_container
 from whet.runtime.dtypes import DTYPES, Array
+from whet.runtime.fat import MOST_VARIANTS, VARIANTS, Slice, best_variant, decode_index, encode_index
 from whet.runtime.host import check_host, check_library
-from whet.runtime.manifest import FORMAT_VERSION, Manifest, Member
+from whet.runtime.manifest import FORMAT_VERSION, Manifest, Member, TargetSpec
 from whet.runtime.packing import Packed, pack
 from whet.runtime.safetensors import (
     ALIGNMENT,
@@ -121,20 +124,69 @@ def write_bundle(
             reason = _WRITING[errno.EISDIR] if target.is_dir() else "it is no regular file: choose another name"
             raise BundleError(f"cannot write {path}: {reason}")
         plain, packed = pack(tensors) if compress else (tensors, None)
-        _replace(target, manifest, Path(library_path), plain, packed)
+        _write_whole(target, lambda file: _write(file, manifest, Path(library_path), plain, packed))
 
 
-def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest alone, of a bundle for any device. Raises BundleError for a damaged file or a newer
-    format.
+def join_bundles(path: str | os.PathLike[str], bundles: Sequence[str | os.PathLike[str]]) -> None:
+    """Write one fat bundle of several that hold the same model, each for a processor of its own.
+
+    Raises BundleError: a bundle cannot be read, is fat itself or for an accelerator, they are not of one model, two are
+    for one target, or the path cannot be written.
     """
-    with _reading(path) as (file, members):
+    manifests = []
+    for item in bundles:
+        if read_variants(item) is not None:
+            raise BundleError(f"{item} is fat itself: join the bundles that it was made of")
+        manifests.append(read_bundle(item, for_this_host=False).manifest)
+    _check_joinable([str(item) for item in bundles], manifests)
+    with _io_errors(f"cannot write {path}", _WRITING):
+        _write_whole(Path(os.path.realpath(path)), lambda file: _join(file, manifests, list(map(Path, bundles))))
+
+
+def _check_joinable(names: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    if not 2 <= len(manifests) <= MOST_VARIANTS:
+        raise BundleError(f"{len(manifests)} bundle(s) were given: a fat bundle has 2 to {MOST_VARIANTS}")
+    for name, manifest in zip(names, manifests, strict=True):
+        if manifest.target.device != "cpu":
+            raise BundleError(f"{name} is for {manifest.target.device}: a fat bundle chooses between processors")
+        for field in ("inputs", "outputs", "dimensions", "input_structure", "output_structure", "parameters"):
+            if getattr(manifest, field) != getattr(manifests[0], field):
+                raise BundleError(f"{name} and {names[0]} have other {field}: they are not one model")
+        if [(item.name, item.shape) for item in manifest.state] != [
+            (item.name, item.shape) for item in manifests[0].state
+        ]:
+            raise BundleError(f"{name} and {names[0]} have other states: they are not one model")
+    targets = [manifest.target.name for manifest in manifests]
+    if len(set(targets)) < len(targets):
+        raise BundleError(f"two bundles are for one target: {', '.join(sorted(targets))}")
+
+
+def _join(file: BinaryIO, manifests: Sequence[Manifest], bundles: Sequence[Path]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, item in zip(VARIANTS, bundles, strict=False):
+            _add(archive, name, _file_blocks(item), item.stat().st_size)
+        text = encode_index([manifest.target for manifest in manifests])
+        _add(archive, MANIFEST, (memoryview(text),), len(text))
+
+
+def read_variants(path: str | os.PathLike[str]) -> list[TargetSpec] | None:
+    """The targets of a fat bundle, in its order; None for a bundle of one target. Raises BundleError."""
+    with _opened(path) as (file, members):
+        return _index(file, members, str(path)) if LIBRARY not in members else None
+
+
+def read_manifest(path: str | os.PathLike[str], variant: int | None = None) -> Manifest:
+    """The manifest alone, of a bundle for any device; of a fat one that of a `variant`, by default the best here.
+
+    Raises BundleError for a damaged file or a newer format, and for a fat bundle of which nothing runs here.
+    """
+    with _reading(path, variant) as (file, members):
         return _manifest(file, members, str(path))
 
 
-def read_layout(path: str | os.PathLike[str]) -> Layout:
+def read_layout(path: str | os.PathLike[str], variant: int | None = None) -> Layout:
     """How the weights of a bundle, for any device, are stored; none is read. Raises BundleError for a damaged file."""
-    with _reading(path) as (file, members):
+    with _reading(path, variant) as (file, members):
         _manifest(file, members, str(path))
         weights = members[WEIGHTS]
         file.seek(weights.offset)
@@ -145,17 +197,17 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
                 packed, _ = read_header(file, members[PACKED].offset, members[PACKED].size)
             except ValueError as error:
                 raise _damaged(str(path), PACKED, f"is not what it should be ({error})") from error
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
     return Layout(plain, packed, {name: item.size for name, item in members.items()}, size)
 
 
-def read_bundle(path: str | os.PathLike[str], *, for_this_host: bool = True) -> Bundle:
-    """Read and check the whole bundle; load nothing.
+def read_bundle(path: str | os.PathLike[str], *, for_this_host: bool = True, variant: int | None = None) -> Bundle:
+    """Read and check the whole bundle, of a fat one a `variant` (by default the best for this host); load nothing.
 
     Raises BundleError: not a bundle, truncated, damaged (the member is named), of a newer format, or, unless
     `for_this_host` is False, compiled for another processor or operating system.
     """
-    with _reading(path) as (file, members):
+    with _reading(path, variant) as (file, members):
         manifest = _manifest(file, members, str(path))
         if for_this_host:
             check_host(manifest.target, str(path))
@@ -190,15 +242,14 @@ def _io_errors(doing: str, ways_out: Mapping[int, str]) -> Iterator[None]:
         raise BundleError(f"{doing}: {reason}") from error
 
 
-def _replace(
-    target: Path, manifest: Manifest, library: Path, weights: Mapping[str, RawTensor], packed: Packed | None
-) -> None:
+def _write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
+    """A file that is there whole or not at all."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     # Opened by hand: the modules for temporary files would leave a file that only its owner can read.
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         with os.fdopen(descriptor, "w+b") as file:
-            _write(file, manifest, library, weights, packed)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -250,24 +301,62 @@ def _file_blocks(path: Path) -> Iterator[memoryview]:
 
 
 @contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Mapping[str, Stored]]]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Mapping[str, Stored]]]:
+    """The file and its members: those of one bundle, or an index and variants."""
     with _io_errors(f"cannot read {path}", _READING), open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"cannot read {path}: it is no regular file")
-        try:
-            members = read_container(file, status.st_size, _NAMES, _OPTIONAL)
-        except ValueError as error:
-            raise BundleError(f"{path} is not a whole bundle: {error}. Copy or save it again") from error
+        with _whole(path):
+            members = read_container(file, status.st_size, frozenset({MANIFEST}), _NAMES | _OPTIONAL | set(VARIANTS))
+            fat = members.keys() & set(VARIANTS)
+            if fat and members.keys() - fat != {MANIFEST}:
+                raise ValueError("it has members of one bundle and others of several")
+            missing = () if fat else sorted(_NAMES - members.keys())
+            if missing:
+                raise ValueError(f"it has no member {missing[0]!r}")
         yield file, members
+
+
+@contextmanager
+def _whole(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise BundleError(f"{path} is not a whole bundle: {error}. Copy or save it again") from error
+
+
+@contextmanager
+def _reading(
+    path: str | os.PathLike[str], variant: int | None = None
+) -> Iterator[tuple[BinaryIO, Mapping[str, Stored]]]:
+    """The file and members of one bundle; of a fat one, those of a variant."""
+    with _opened(path) as (file, members):
+        if LIBRARY in members:
+            yield file, members
+            return
+        targets = _index(file, members, str(path))
+        number = best_variant(targets, str(path)) if variant is None else variant
+        stored = members[VARIANTS[number]]
+        part: Any = Slice(file, stored.offset, stored.size)
+        with _whole(f"{path}, variant {targets[number].name!r},"):
+            inside = read_container(part, stored.size, _NAMES, _OPTIONAL)
+        found = _manifest(part, inside, str(path)).target
+        if found != targets[number]:
+            raise _damaged(str(path), VARIANTS[number], f"is for {found.name!r}, which its index does not say")
+        yield part, inside
+
+
+def _index(file: BinaryIO, members: Mapping[str, Stored], path: str) -> list[TargetSpec]:
+    variants = [name for name in members if name != MANIFEST]
+    return decode_index(_manifest_json(file, members[MANIFEST], path), variants, path)
 
 
 def _damaged(path: str, member: str, what: str) -> BundleError:
     return BundleError(f"{path} is damaged: {member} {what}. Copy or save it again")
 
 
-def _manifest(file: BinaryIO, members: Mapping[str, Stored], path: str) -> Manifest:
-    stored = members[MANIFEST]
+def _manifest_json(file: BinaryIO, stored: Stored, path: str) -> Any:
     if stored.size > _MANIFEST_LIMIT:
         raise _damaged(path, MANIFEST, f"claims {stored.size} bytes")
     text = bytearray(stored.size)
@@ -276,10 +365,13 @@ def _manifest(file: BinaryIO, members: Mapping[str, Stored], path: str) -> Manif
     if zlib.crc32(text) != stored.crc32:
         raise _damaged(path, MANIFEST, "does not have its checksum")
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, MANIFEST, f"is not JSON ({error})") from error
-    manifest = Manifest.from_json(value, str(path))
+
+
+def _manifest(file: BinaryIO, members: Mapping[str, Stored], path: str) -> Manifest:
+    manifest = Manifest.from_json(_manifest_json(file, members[MANIFEST], path), str(path))
     if set(manifest.members) != members.keys() - {MANIFEST}:
         raise _damaged(path, MANIFEST, f"describes the members {sorted(manifest.members)}")
     for name, member in manifest.members.items():

@@ -291,6 +291,11 @@ class _Reader:
         return {key: _Reader(item, f"{inside.path}{key}.") for key, item in inside.fields.items()}
 
 
+def parse_target(value: Any) -> TargetSpec:
+    """A target out of JSON. Raises ValueError."""
+    return _target(_Reader(value, "target."))
+
+
 def _target(reader: _Reader) -> TargetSpec:
     return TargetSpec(
         name=reader.text("name"),

@@ -61,12 +61,14 @@ class StorageReport:
         return "\n".join(lines)
 
 
-def storage_report(path: str | os.PathLike[str]) -> StorageReport:
+def storage_report(path: str | os.PathLike[str], variant: int | None = None) -> StorageReport:
     """What the weights of a bundle take; nothing of them is expanded, and the bundle may be for any device.
+
+    Of a fat bundle those of a `variant`, by default the best here.
 
     Raises BundleError for a file that is no whole bundle.
     """
-    layout = read_layout(path)
+    layout = read_layout(path, variant)
     rows = [_plain_row(entry.key, entry.dtype, entry.shape, entry.end - entry.begin) for entry in layout.plain]
     if layout.packed is not None:
         rows += _packed_rows(layout.packed)

@@ -1,0 +1,100 @@
+"""Fat bundles: the same model compiled for several targets in one file, of which `load` takes the best for a device.
+
+A fat bundle is a container of whole bundles, `0.whet`, `1.whet`, ..., and an index of their targets:
+
+    manifest.json   {"format_version": 3, "variants": [{"member": "0.whet", "target": {...}}, ...]}
+
+Each variant has weights of its own, since each target packs them in its own way; only the chosen one is read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, Final
+
+from whet.errors import BundleError
+from whet.runtime.host import check_host
+from whet.runtime.manifest import TargetSpec, parse_target
+
+FAT_FORMAT_VERSION: Final = 3
+MOST_VARIANTS: Final = 16
+VARIANTS: Final = tuple(f"{number}.whet" for number in range(MOST_VARIANTS))
+"""Names of the members."""
+
+
+class Slice(io.RawIOBase):
+    """A part of a file, as a file that can only be read."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move within the part."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, as far as the part goes."""
+        view = memoryview(buffer).cast("B")
+        wanted = view[: max(0, self._size - self._position)]
+        self._file.seek(self._offset + self._position)
+        done = int(self._file.readinto(wanted) or 0)  # type: ignore[attr-defined]
+        self._position += done
+        return done
+
+
+def encode_index(targets: Sequence[TargetSpec]) -> bytes:
+    """The text of the index."""
+    variants = [
+        {"member": name, "target": {**vars(target), "features": list(target.features)}}
+        for name, target in zip(VARIANTS, targets, strict=False)
+    ]
+    return json.dumps({"format_version": FAT_FORMAT_VERSION, "variants": variants}, indent=1).encode()
+
+
+def decode_index(value: Any, members: Sequence[str], source: str) -> list[TargetSpec]:
+    """The targets, in the order of the variants. Raises BundleError."""
+    version = value.get("format_version") if isinstance(value, Mapping) else None
+    if type(version) is int and version > FAT_FORMAT_VERSION:
+        raise BundleError(
+            f"{source} has format version {version}; this whet reads up to {FAT_FORMAT_VERSION}. "
+            "Upgrade whet on this device (pip install --upgrade whet)"
+        )
+    try:
+        variants = value["variants"]
+        named = [str(item["member"]) for item in variants]
+        if version != FAT_FORMAT_VERSION or named != sorted(members, key=VARIANTS.index):
+            raise ValueError(f"it names {named}")
+        return [parse_target(item["target"]) for item in variants]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{source} is damaged: its index is not what it should be ({error})") from error
+
+
+def best_variant(targets: Sequence[TargetSpec], source: str) -> int:
+    """The one whose code uses most of what this processor has. Raises BundleError where none runs here."""
+    reasons = []
+    runnable = []
+    for number, target in enumerate(targets):
+        try:
+            check_host(target, f"variant {target.name!r}")
+        except BundleError as error:
+            reasons.append(str(error))
+        else:
+            runnable.append(number)
+    if not runnable:
+        raise BundleError(f"{source} has nothing that runs on this device:\n  " + "\n  ".join(reasons))
+    return max(runnable, key=lambda number: (len(targets[number].features), -number))
