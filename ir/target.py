@@ -192,6 +192,15 @@ CATALOGUE: Final[Mapping[str, Target]] = MappingProxyType(
                 l1_cache_bytes=64 * 1024,
                 l2_cache_bytes=512 * 1024,
             ),
+            # Graviton 2, Ampere Altra.
+            replace(
+                _ARM,
+                name="neoverse-n1",
+                cpu="neoverse-n1",
+                features=("crc", "dotprod", "fp-armv8", "fullfp16", "lse", "neon", "rcpc", "rdm"),
+                l1_cache_bytes=64 * 1024,
+                l2_cache_bytes=1024 * 1024,
+            ),
             Target(
                 "armv7",
                 triple="armv7-unknown-linux-gnueabihf",

@@ -16,7 +16,7 @@ from whet.runtime.cpu import FEATURES, host_arch, host_features, physical_cores
 
 
 def test_every_name_of_the_issue_is_there() -> None:
-    names = {"avx2", "avx512", "avx512-vnni", "arm", "cortex-a72", "cortex-a76", "armv7", "cuda"}
+    names = {"avx2", "avx512", "avx512-vnni", "arm", "cortex-a72", "cortex-a76", "neoverse-n1", "armv7", "cuda"}
     assert names == set(CATALOGUE)
     assert set(target_names()) == names | {"x86", "cuda:sm_NN"}
 
@@ -32,6 +32,7 @@ def test_facts_that_kernels_rely_on() -> None:
     assert get_target("avx512-vnni").integer_dots == ("vpdpbusd_512",)
     assert get_target("avx512").integer_dots == get_target("avx2").integer_dots == ()
     assert get_target("cortex-a76").integer_dots == ("sdot",)
+    assert get_target("neoverse-n1").integer_dots == ("sdot",)
     assert get_target("cortex-a72").integer_dots == ()
     assert get_target("avx512-vnni").activation_dtype is DType.U8
     assert get_target("cortex-a76").activation_dtype is DType.I8
