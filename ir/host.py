@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Final
 
 from whet.errors import TargetError
-from whet.ir.target import X86_64_V2, X86_64_V3, X86_64_V4, Target
+from whet.ir.boards import X86_64_V2, X86_64_V3, X86_64_V4
+from whet.ir.device import Target
 from whet.ir.types import DType
 from whet.runtime.cpu import host_arch, host_features, host_os, physical_cores
 
