@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.environment import wide_console
 
 if TYPE_CHECKING:
+    from whet.backends.tvm.intrinsics.instructions import DotInstruction
     from whet.ir.target import Target
 
 F32, BF16, INT8 = "f32", "bf16", "int8"
@@ -145,8 +146,9 @@ class _MultiplyAdd:
 
 def _multiply_add(precision: str, target: Target) -> _MultiplyAdd | None:
     """What Whet's kernels of that precision multiply with; None where the target has no instruction for it."""
-    from whet.backends.tvm.intrinsics.dot_product import imported_code
+    from whet.backends.tvm.intrinsics.dot_product import instruction_call
     from whet.backends.tvm.intrinsics.instructions import bfloat_instruction, dot_instruction
+    from whet.backends.tvm.intrinsics.llvm_code import imported_code
 
     if precision == F32:
         lanes = target.vector_bits // 32
@@ -158,23 +160,27 @@ def _multiply_add(precision: str, target: Target) -> _MultiplyAdd | None:
     if chosen is None or chosen.llvm is None:
         return None
     code = imported_code(chosen)
-    elements = chosen.columns * chosen.group
     total = f"A[c, T.ramp(T.int32(0), 1, {chosen.lanes})]"
-    factors = f"X.vload([0], dtype='{chosen.activation}x{elements}'), Y.vload([0], dtype='{chosen.weight}x{elements}')"
-    called = f'"whet_{chosen.name}"' if code else f'T.llvm_lookup_intrinsic_id("{chosen.llvm}")'
-    function = "T.call_pure_extern" if code else "T.call_llvm_pure_intrin"
-    given = f"{total}, {factors}" if chosen.accumulates else factors
-    call = f'{function}({called}, {given}, dtype="{chosen.total}x{chosen.lanes}")'
+    call = instruction_call(chosen, total, _factors(chosen))
     return _MultiplyAdd(
         chosen.activation,
         chosen.weight,
         chosen.total,
         chosen.lanes,
         chosen.group,
-        elements,
+        chosen.elements,
         call if chosen.accumulates else f"{total} + {call}",
         code,
     )
+
+
+def _factors(chosen: DotInstruction) -> str:
+    """The vectors that it multiplies; of X the first group alone where the instruction spreads it itself."""
+    x = f"X.vload([0], dtype='{chosen.activation}x{chosen.elements}')"
+    if chosen.by_element:
+        first = f"X.vload([0], dtype='{chosen.activation}x{chosen.group}')"
+        x = f"T.reinterpret({first}, dtype='int{chosen.bits_of_group}')"
+    return f"{x}, Y.vload([0], dtype='{chosen.weight}x{chosen.elements}')"
 
 
 def _operations(precision: str, target: Target, threads: int, seconds: float) -> float:

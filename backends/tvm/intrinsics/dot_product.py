@@ -11,12 +11,13 @@ instruction takes one row, whose elements it then wants in every lane.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import s_tir
 from tvm.script import from_source
 
 from whet.backends.tvm.intrinsics.instructions import DotInstruction, instruction_of
+from whet.backends.tvm.intrinsics.llvm_code import imported_code, wrapper
 
 _HEAD = """
 # from tvm.script import tirx as T
@@ -50,10 +51,6 @@ _MATRIX_DESCRIPTION = """
 
 _OPERANDS = """
         C[{c_store}] = {before}{call}
-            {accumulator}{a_vector},
-            {b_vector},
-            dtype="{total}x{lanes}",
-        )
 """
 
 
@@ -113,8 +110,8 @@ _ROW = _Form(
     a_shape="({group},)",
     a_scope="",
     a_region="0:{group}",
-    a_load='T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], "{activation}x{group}"), dtype="int32"), {lanes}), '
-    'dtype="{vector}")',
+    a_load='T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], "{activation}x{group}"), dtype="int{group_bits}"), '
+    '{lanes}), dtype="{vector}")',
     c_shape="({lanes},)",
     c_region="0:{lanes}",
     c_store="T.ramp(T.int32(0), 1, {lanes})",
@@ -122,6 +119,8 @@ _ROW = _Form(
     a_element="A[vk]",
     description=_ROW_DESCRIPTION,
 )
+# The instruction itself spreads the activations over its lanes.
+_ELEMENT = replace(_ROW, a_load='T.reinterpret(A.vload([0], "{activation}x{group}"), dtype="int{group_bits}")')
 # The rows of activations are gathered in a buffer of the function's own.
 _MATRIX = _Form(
     a_shape="({rows}, {group})",
@@ -149,7 +148,7 @@ def register(instruction: DotInstruction) -> str:
         raise ValueError(f"{instruction.name} is plain arithmetic: there is nothing to tensorize")
     if instruction.is_lanewise:
         return _register_lanes(instruction, name)
-    form = _ROW if instruction.rows == 1 else _MATRIX
+    form = _MATRIX if instruction.rows > 1 else _ELEMENT if instruction.by_element else _ROW
     fields = _fields(instruction, form)
     head = _HEAD.format(**fields)
     description = from_source(head + form.description.format(**fields))
@@ -184,47 +183,16 @@ def register_by_name(name: str) -> str:
     return register(instruction_of(name))
 
 
-def imported_code(instruction: DotInstruction) -> str | None:
-    """LLVM's text of the function that a block of the instruction calls; None where it calls the intrinsic itself.
-
-    TVM keeps bf16 in 16-bit integers and cannot name LLVM's own type, which the intrinsics take.
-    """
-    if not instruction.is_float:
-        return None
-    bits, reals = (f"<{_elements(instruction)} x {item}>" for item in ("i16", "bfloat"))
-    sums = f"<{instruction.lanes} x float>"
-    return f"""
-declare {sums} @{instruction.llvm}({sums}, {reals}, {reals})
-define linkonce_odr hidden {sums} @{_wrapper(instruction)}({sums} %c, {bits} %a, {bits} %b) alwaysinline nounwind {{
-  %x = bitcast {bits} %a to {reals}
-  %y = bitcast {bits} %b to {reals}
-  %r = call {sums} @{instruction.llvm}({sums} %c, {reals} %x, {reals} %y)
-  ret {sums} %r
-}}
-"""
-
-
-def _wrapper(instruction: DotInstruction) -> str:
-    return f"whet_{instruction.name}"
-
-
-def _elements(instruction: DotInstruction) -> int:
-    """Weights in one vector."""
-    return instruction.columns * instruction.group
-
-
 def _fields(instruction: DotInstruction, form: _Form) -> dict[str, object]:
     """What the templates above are filled with."""
-    elements = _elements(instruction)
-    call = f'T.call_pure_extern("{_wrapper(instruction)}",'
-    if not instruction.is_float:
-        call = f'T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("{instruction.llvm}"),'
+    elements = instruction.elements
     plain: dict[str, object] = {
         "rows": instruction.rows,
         "columns": instruction.columns,
         "lanes": instruction.lanes,
         "group": instruction.group,
         "elements": elements,
+        "group_bits": instruction.bits_of_group,
         "activation": instruction.activation,
         "weight": instruction.weight,
         "total": instruction.total,
@@ -235,17 +203,30 @@ def _fields(instruction: DotInstruction, form: _Form) -> dict[str, object]:
     plain["a_rows"] = ", ".join(f"A.vload([{index}, 0], {row})" for index in range(instruction.rows))
     plain["places"] = ", ".join(str(place) for place in range(instruction.rows * instruction.group))
     parts = {name: text.format(**plain) for name, text in vars(form).items() if name != "description"}
+    factors = f'{parts["a_load"]}, B.vload([0, 0], dtype="{instruction.weight}x{elements}")'
     return {
         **plain,
         **parts,
-        "call": call,
-        "a_vector": parts["a_load"],
+        "call": instruction_call(instruction, parts["c_load"], factors),
         "a_term": _term(instruction, instruction.activation, form.a_element),
         "b_term": _term(instruction, instruction.weight, "B[vi, vk]"),
-        "b_vector": f'B.vload([0, 0], dtype="{instruction.weight}x{elements}")',
         "before": "" if instruction.accumulates else f"{parts['c_load']} + ",
-        "accumulator": f"{parts['c_load']}, " if instruction.accumulates else "",
     }
+
+
+def instruction_call(instruction: DotInstruction, sums: str, factors: str) -> str:
+    """TVMScript's call of the instruction on two vectors of factors, after the sums where it takes these itself."""
+    operands = f"{sums}, {factors}" if instruction.accumulates else factors
+    dtype = f"{instruction.total}x{instruction.lanes}"
+    if imported_code(instruction) is not None:
+        return f'T.call_pure_extern("{wrapper(instruction)}", {operands}, dtype="{dtype}")'
+    if instruction.products is not None:
+        operands = _intrinsic(instruction.products, operands, f"int16x{instruction.elements}")
+    return _intrinsic(str(instruction.llvm), operands, dtype)
+
+
+def _intrinsic(name: str, operands: str, dtype: str) -> str:
+    return f'T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("{name}"), {operands}, dtype="{dtype}")'
 
 
 def _term(instruction: DotInstruction, dtype: str, element: str) -> str:

@@ -18,6 +18,11 @@ class DotInstruction:
     `llvm` names the intrinsic, None for plain arithmetic (`group` 1); `accumulates` whether it takes the
     accumulator itself. `features` must all be the target's, `bits` is the vector that it works on, `total` the dtype
     of the sums.
+
+    `products` names an intrinsic that multiplies the operands into 16 bits; `llvm` then adds its results in pairs.
+    `by_element` says that the instruction can take the group of activations out of one element of a register, so that
+    a plain load fills it and nothing has to spread it over all lanes. `spread` is what that costs where it counts: part
+    of a multiply-accumulate for each group.
     """
 
     name: str
@@ -30,6 +35,9 @@ class DotInstruction:
     accumulates: bool = True
     rows: int = 1
     total: str = "int32"
+    products: str | None = None
+    by_element: bool = False
+    spread: float = 0.0
 
     @property
     def lanes(self) -> int:
@@ -40,6 +48,16 @@ class DotInstruction:
     def columns(self) -> int:
         """Columns of weights in one vector."""
         return self.lanes // self.rows
+
+    @property
+    def elements(self) -> int:
+        """Weights in one vector."""
+        return self.columns * self.group
+
+    @property
+    def bits_of_group(self) -> int:
+        """Bits of the activations that one sum takes up."""
+        return self.group * (8 if self.activation in ("int8", "uint8") else 16)
 
     @property
     def intrinsic(self) -> str | None:
@@ -74,9 +92,22 @@ INSTRUCTIONS: tuple[DotInstruction, ...] = (
     DotInstruction("vpmaddwd_256", ("avx2",), 256, 2, "int16", "int16", "llvm.x86.avx2.pmadd.wd", False),
     DotInstruction("smmla", ("i8mm",), 128, 8, "int8", "int8", "llvm.aarch64.neon.smmla", rows=2),
     DotInstruction("usmmla", ("i8mm",), 128, 8, "uint8", "int8", "llvm.aarch64.neon.usmmla", rows=2),
-    DotInstruction("sdot", ("dotprod",), 128, 4, "int8", "int8", "llvm.aarch64.neon.sdot"),
-    DotInstruction("usdot", ("dotprod", "i8mm"), 128, 4, "uint8", "int8", "llvm.aarch64.neon.usdot"),
-    DotInstruction("udot", ("dotprod",), 128, 4, "uint8", "uint8", "llvm.aarch64.neon.udot"),
+    DotInstruction("sdot", ("dotprod",), 128, 4, "int8", "int8", "llvm.aarch64.neon.sdot", by_element=True),
+    DotInstruction("usdot", ("dotprod", "i8mm"), 128, 4, "uint8", "int8", "llvm.aarch64.neon.usdot", by_element=True),
+    DotInstruction("udot", ("dotprod",), 128, 4, "uint8", "uint8", "llvm.aarch64.neon.udot", by_element=True),
+    # Two bytes a lane, exact: 16 bits hold each product, 32 their sum. Twice the products of smlal on 16-bit operands.
+    DotInstruction(
+        "smull",
+        ("fp-armv8", "neon"),
+        128,
+        2,
+        "int8",
+        "int8",
+        "llvm.aarch64.neon.saddlp",
+        accumulates=False,
+        products="llvm.aarch64.neon.smull",
+        spread=0.5,
+    ),
 )
 
 # The sums are f32 (numerics: R5). What these instructions do with the products of a step: docs/devices.md.

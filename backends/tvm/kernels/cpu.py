@@ -48,6 +48,15 @@ def lanes(target: CpuTarget, dtype: str = "float32") -> int:
     return max(1, target.vector_bits // _BITS.get(dtype, 32))
 
 
+def operand_registers(target: CpuTarget) -> int:
+    """Vector registers that activations pass through on their way into multiply-adds.
+
+    One where these take an operand out of memory. Elsewhere LLVM loads several ahead; where all but one register hold
+    sums it spills, and then code for the Neoverse N1 takes twice the time (docs/benchmarks.md).
+    """
+    return 1 if target.triple.startswith("x86_64") else 3
+
+
 def has_feature(target: CpuTarget, feature: str) -> bool:
     """Whether the target lists an LLVM feature, written with or without the leading plus sign."""
     return feature in target.features or f"+{feature}" in target.features

@@ -202,6 +202,7 @@ def _tile(
         dtype=_BY_WIDTH[target.vector_bits // instruction.columns],
         exact_block=exact_block,
         row_bytes=row_bytes * instruction.rows,
+        spread=instruction.spread,
     )
     return Tile((*tile.rows[:-1], tile.rows[-1] * instruction.rows), tile.block)
 

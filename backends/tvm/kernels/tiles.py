@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
+from whet.backends.tvm.kernels.cpu import CpuTarget, lanes, operand_registers
 from whet.backends.tvm.kernels.expressions import Dimension, extent
 
 # Bytes of weights a core reads in one cycle out of L1, L2 and what is behind them: conservative figures for
@@ -53,13 +53,15 @@ def contraction_tile(
     dtype: str = "float32",
     exact_block: bool = False,
     row_bytes: int = 0,
+    spread: float = 0.0,
 ) -> Tile:
     """The tile with the least modelled time for `rows x columns` sums of `dtype` over `reduction` steps.
 
     `rows` are the row extents (one for a matmul, the spatial ones for a convolution: only the last two are
     tiled); symbolic ones count as a moderate extent. `exact_block` allows only blocks that divide `columns`,
     for weights whose columns cannot be padded (grouped convolution). `row_bytes` is the distance of neighbouring
-    rows in memory (0: unknown). A target that comes with decisions (`kernels.decisions`) chooses among all of them.
+    rows in memory (0: unknown). `spread` multiply-adds' time goes into each activation of a step, to bring it into all
+    lanes. A target that comes with decisions (`kernels.decisions`) chooses among all of them.
     """
     width = lanes(target, dtype)
     fixed = [extent(row) for row in rows]
@@ -69,7 +71,7 @@ def contraction_tile(
     for block in _blocks(target, width, known_columns, exact_block):
         vectors = -(-block // width)
         column_tiles = -(-(known_columns or 4 * block) // block)
-        budget = max(1, (target.registers - vectors - 1) // vectors)
+        budget = max(1, (target.registers - vectors - operand_registers(target)) // vectors)
         for tile_rows in _row_tiles(fixed, budget):
             row_tiles = math.prod(
                 -(-(row or _SYMBOLIC_ROWS) // step) for row, step in zip(fixed, tile_rows, strict=True)
@@ -77,7 +79,7 @@ def contraction_tile(
             count = math.prod(tile_rows)
             tiles = max(1, batch) * row_tiles * column_tiles
             shares = -(-tiles // target.num_cores)
-            cost = shares * _tile_cycles(target, count, vectors, steps, 4 * block)
+            cost = shares * _tile_cycles(target, count, vectors, steps, 4 * block, spread)
             if count > _rows_in_cache(row_bytes):
                 cost *= _MISS_PENALTY
             found.append((round(cost, 6), Tile(tile_rows, block)))
@@ -91,7 +93,7 @@ def chosen_tile(target: CpuTarget, ranked: Sequence[Tile]) -> Tile:
     return ranked[0] if choose is None else choose(ranked)
 
 
-def _tile_cycles(target: CpuTarget, rows: int, vectors: int, steps: int, column_bytes: int) -> float:
+def _tile_cycles(target: CpuTarget, rows: int, vectors: int, steps: int, column_bytes: int, spread: float) -> float:
     """Modelled cycles of one tile: the loop over the reduction and the write-back of its accumulators.
 
     `column_bytes` are the weights of one step: 4 bytes a column, for four 8-bit ones as for one float32.
@@ -100,7 +102,7 @@ def _tile_cycles(target: CpuTarget, rows: int, vectors: int, steps: int, column_
     level = sum(panel > _WEIGHT_SHARE * size for size in (target.l1_cache_bytes, target.l2_cache_bytes))
     bandwidth = _BYTES_PER_CYCLE[level]
     step = max(
-        rows * vectors / _FMA_PORTS,
+        rows * (vectors + spread) / _FMA_PORTS,
         (rows + vectors) / _LOAD_PORTS,
         _CHAIN_CYCLES,
         column_bytes / bandwidth,

@@ -113,7 +113,8 @@ class IntegerProduct:
         group, dtype = self.instruction.group, self.instruction.activation
         if group == 1:
             return tirx.Broadcast(load(codes, [row, k]), width)
-        lane = tirx.reinterpret("int32", load(codes, [row, _ramp(k * group, group)]))
+        bits = self.instruction.bits_of_group
+        lane = tirx.reinterpret(f"int{bits}", load(codes, [row, _ramp(k * group, group)]))
         return tirx.reinterpret(f"{dtype}x{width * group}", tirx.Broadcast(lane, width))
 
     def _accumulated(self, total: Any, codes: Any, weights: Any) -> Any:
@@ -121,6 +122,9 @@ class IntegerProduct:
         wide = f"int32x{instruction.lanes}"
         if instruction.llvm is None:
             return total + codes.astype(wide) * weights.astype(wide)
+        if instruction.products is not None:
+            products = tirx.call_llvm_pure_intrin(f"int16x{instruction.elements}", instruction.products, codes, weights)
+            return total + tirx.call_llvm_pure_intrin(wide, instruction.llvm, products)
         if instruction.accumulates:
             return tirx.call_llvm_pure_intrin(wide, instruction.llvm, total, codes, weights)
         return total + tirx.call_llvm_pure_intrin(wide, instruction.llvm, codes, weights)

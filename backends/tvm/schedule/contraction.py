@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm import tirx
 
-from whet.backends.tvm.intrinsics.dot_product import imported_code, register
+from whet.backends.tvm.intrinsics.dot_product import register
 from whet.backends.tvm.intrinsics.instructions import DotInstruction, instruction_of
+from whet.backends.tvm.intrinsics.llvm_code import imported_code
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget
 from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for

@@ -94,9 +94,13 @@ EMITTED: list[tuple[str, Target, Sample, str]] = [
     ("vpmaddwd of 512 bits, activations", CATALOGUE["avx512"], matmul("i8", "i8"), r"^\tvpmaddwd\t.*%zmm"),
     ("vpmaddwd", CATALOGUE["avx2"], conv("i8"), r"^\tvpmaddwd\t.*%ymm"),
     ("vpmaddwd of activations", CATALOGUE["avx2"], matmul("u8", "u8"), r"^\tvpmaddwd\t.*%ymm"),
-    ("smlal", CORTEX_A72, conv("u8"), r"^\tsmlal2?\tv\d+\.4s"),
-    ("smlal of activations", CORTEX_A72, matmul("i8", "i8"), r"^\tsmlal2?\tv\d+\.4s"),
+    ("smull", CORTEX_A72, conv("i8"), r"^\tsmull\tv\d+\.8h"),
+    ("sadalp", CORTEX_A72, conv("u8"), r"^\tsadalp\tv\d+\.4s, v\d+\.8h"),
+    ("smull of activations", CORTEX_A72, matmul("i8", "i8"), r"^\tsmull\tv\d+\.8h"),
     ("sdot", CORTEX_A76, conv("i8"), r"^\tsdot\tv\d+\.4s"),
+    ("sdot by element", CORTEX_A76, conv("i8"), r"^\tsdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]"),
+    ("udot by element", CORTEX_A76, matmul("u8", "i8"), r"^\tudot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]"),
+    ("usdot of a row, by element", NEOVERSE_N2, linear("u8"), r"^\tsudot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]"),
     ("sdot after a shift", CORTEX_A76, conv("u8"), r"^\tsdot\tv\d+\.4s"),
     ("sdot of activations", CORTEX_A76, matmul("i8", "u8"), r"^\tsdot\tv\d+\.4s"),
     ("udot of activations", CORTEX_A76, matmul("u8", "i8"), r"^\tudot\tv\d+\.4s"),
@@ -104,7 +108,6 @@ EMITTED: list[tuple[str, Target, Sample, str]] = [
     ("usmmla", NEOVERSE_N2, conv("u8"), r"^\tusmmla\tv\d+\.4s"),
     ("smmla of activations", NEOVERSE_N2, matmul("i8", "i8"), r"^\tsmmla\tv\d+\.4s"),
     ("sdot of a row", NEOVERSE_N2, linear("i8"), r"^\tsdot\tv\d+\.4s"),
-    ("usdot of a row", NEOVERSE_N2, linear("u8"), r"^\tusdot\tv\d+\.4s"),
     ("vdpbf16ps", COOPER_LAKE, conv("bf16"), r"^\tvdpbf16ps\t.*%zmm"),
     ("vdpbf16ps of a row", COOPER_LAKE, linear("bf16"), r"^\tvdpbf16ps\t.*%zmm"),
     ("vdpbf16ps of activations", COOPER_LAKE, matmul("bf16", "bf16"), r"^\tvdpbf16ps\t.*%zmm"),
@@ -137,7 +140,8 @@ def test_instruction_by_target() -> None:
     assert dot_instruction(CATALOGUE["avx2"]).name == "vpmaddwd_256"
     assert dot_instruction(ALDER_LAKE).name == "vpdpbusd_256"
     assert dot_instruction(CATALOGUE["cortex-a76"]).name == "sdot"
-    assert dot_instruction(CATALOGUE["cortex-a72"]).name == "widen"
+    assert dot_instruction(CATALOGUE["cortex-a72"]).name == "smull"
+    assert dot_instruction(CATALOGUE["arm"]).name == "smull"
     assert dot_instruction(CATALOGUE["armv7"]).name == "widen"
 
 

@@ -46,3 +46,17 @@ def test_blocks_of_grouped_weights_divide_the_columns() -> None:
 def test_symbolic_rows_get_a_fixed_tile() -> None:
     rows = tirx.Var("rows", "int64")
     assert contraction_tile(CATALOGUE["avx512"], [rows], 384, 384).rows == (8,)
+
+
+@pytest.mark.parametrize("name", ["arm", "cortex-a72", "cortex-a76", "neoverse-n1"])
+@pytest.mark.parametrize("rows", [[256], [28, 28], [784]])
+def test_operands_have_registers_of_their_own(name: str, rows: list[int]) -> None:
+    target = CATALOGUE[name]
+    tile = contraction_tile(target, rows, 64, 576)
+    vectors = tile.block // lanes(target)
+    assert math.prod(tile.rows) * vectors + vectors + 3 <= target.registers
+
+
+def test_spreading_activations_makes_tiles_wider() -> None:
+    target = CATALOGUE["cortex-a72"]
+    assert contraction_tile(target, [256], 256, 128, spread=0.5).block > contraction_tile(target, [256], 256, 128).block
