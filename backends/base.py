@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from whet.backends.static_program import StaticProgram
 from whet.backends.tuning import Tuning, TuningReport
 from whet.errors import BackendError
 from whet.ir.graph import Graph
@@ -89,11 +90,13 @@ class CompiledModule(LoadedModule):
         report: Report,
         export_library: Callable[[Path], None] | None,
         weights: dict[str, Any],
+        export_c: Callable[[str | os.PathLike[str]], StaticProgram] | None = None,
     ) -> None:
         super().__init__(manifest, start)
         self.graph = graph
         self._report = report
         self._export_library = export_library
+        self._export_c = export_c
         self.weights = weights
 
     def report(self) -> Report:
@@ -137,3 +140,19 @@ class CompiledModule(LoadedModule):
             library = Path(folder) / "lib.so"
             self._export_library(library)
             write_bundle(path, self.manifest, library, self.weights)
+
+    def export_c(self, folder: str | os.PathLike[str]) -> StaticProgram:
+        """Write the model as a static program, for devices without Python, TVM or an operating system.
+
+        `folder` gets C sources, one object with the kernels, the weights, a Makefile and a CMakeLists.txt; it is made
+        where it is missing, and files of the same names are replaced. `model.h` in it explains how to call the model:
+        `model_run(inputs, outputs)`, with static memory and one thread. The numbers are those of this module, bit for
+        bit.
+
+        Raises BackendError for symbolic dimensions (their names and the way out), for kernels that need the TVM
+        runtime, and for a backend that makes no code; TargetError for a target that cannot, OSError where a file cannot
+        be written.
+        """
+        if self._export_c is None:
+            raise BackendError(f"the {self._report.backend} backend makes no code for {self._report.target} to export")
+        return self._export_c(folder)

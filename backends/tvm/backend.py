@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,11 @@ from whet.backends.base import CompiledModule, KernelInfo, Report
 from whet.backends.manifest import make_manifest, state_weights, target_spec, to_raw
 from whet.backends.tuning import Tuning, TuningReport
 from whet.backends.tvm.build_options import PASS_OPTIONS
+from whet.backends.tvm.calls import describe_calls
 from whet.backends.tvm.cuda import schedule_cuda
 from whet.backends.tvm.emit import EmittedModule, Schedule, emit
+from whet.backends.tvm.export_c.export import Compiled, exporter
+from whet.backends.tvm.export_c.workspace import LoweredKernels
 from whet.backends.tvm.kernels.decisions import DEFAULT
 from whet.backends.tvm.link import export_library
 from whet.backends.tvm.nvcc import compiling_for
@@ -62,10 +65,12 @@ class TvmBackend:
             emitted = _emit(prepared, target, progress, database)
         with clock("build"):
             progress("building machine code", 0, 1)
-            executable = build(emitted.module, target)
+            lowered = LoweredKernels()
+            executable = build(emitted.module, target, [lowered])
             progress("building machine code", 1, 1)
         weights = {key: to_raw(tensor) for key, tensor in (emitted.weights | state_weights(prepared)).items()}
-        manifest = make_manifest(prepared, target, list(emitted.weights), emitted.calls)
+        described = describe_calls(emitted.steps, {kernel.name: kernel.schedule for kernel in emitted.kernels})
+        manifest = make_manifest(prepared, target, list(emitted.weights), described)
         kernels = tuple(
             KernelInfo(item.name, item.operations, item.location, item.schedule) for item in emitted.kernels
         )
@@ -78,7 +83,10 @@ class TvmBackend:
                 accept_device_code()
             return Program(_machine(executable, target), manifest, weights)
 
-        return CompiledModule(start, manifest, prepared, report, _exporter(executable, target), weights)
+        static = Compiled(prepared, target, emitted.steps, weights, manifest, executable, lowered.workspace)
+        return CompiledModule(
+            start, manifest, prepared, report, _exporter(executable, target), weights, exporter(static)
+        )
 
     def latency(self, graph: Graph, target: Target, tuning: Tuning, progress: Progress = silent) -> Mapping[str, float]:
         """Seconds of a call by module path, measured on the device. Raises TuningError."""
@@ -116,11 +124,14 @@ def _emit(graph: Graph, target: Target, progress: Progress, database: Database |
     return emit(graph, target, _SCHEDULES[target.kind], on_kernel, decide)
 
 
-def build(module: tvm.IRModule, target: Target) -> Any:
-    """Machine code and VM program of a Relax module. Raises BackendError with TVM's message."""
+def build(module: tvm.IRModule, target: Target, instruments: Sequence[Any] = ()) -> Any:
+    """Machine code and VM program of a Relax module; `instruments` see every pass. Raises BackendError with TVM's
+    message.
+    """
     described = tvm_target(target)
+    options = tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS, instruments=list(instruments))
     try:
-        with compiling_for(target), described, tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS):
+        with compiling_for(target), described, options:
             return relax.build(module, target=described, relax_pipeline=_relax_pipeline())
     except TargetError:
         raise
@@ -161,8 +172,8 @@ def _exporter(executable: Any, target: Target) -> Callable[[Path], None]:
     def export(path: Path) -> None:
         if not target.runtime:
             raise TargetError(
-                f"{target.name} has no TVM runtime (no wheel of it exists), so a bundle could not run there; its code "
-                "leaves only by the static export (C sources and one object), which this version does not have yet"
+                f"{target.name} has no TVM runtime (no wheel of it exists), so a bundle could not run there; use the "
+                "static export in its place: compiled.export_c(folder) writes C sources and one object"
             )
         export_library(executable, path, target)
 

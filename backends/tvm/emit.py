@@ -10,6 +10,7 @@ import torch
 import tvm
 from tvm import relax, te, tirx
 
+from whet.backends.tvm.calls import KernelCall, Operand, Step, View
 from whet.backends.tvm.dtypes import TVM_DTYPES
 from whet.backends.tvm.kernels.decisions import DEFAULT, Decided, Decision
 from whet.backends.tvm.lowering import LOWERINGS_BY_KIND
@@ -23,8 +24,6 @@ from whet.ir.graph import Graph, Operation, Value
 from whet.ir.printer import constant_keys, format_attribute
 from whet.ir.target import Target
 from whet.ir.types import TensorType
-from whet.passes.quantization.coverage import precision_of
-from whet.runtime.manifest import KernelCall
 
 Schedule = Callable[[tirx.PrimFunc, Any], tirx.PrimFunc]
 
@@ -41,12 +40,12 @@ class Kernel:
 
 @dataclass
 class EmittedModule:
-    """A Relax module with the weights that its `main` takes after inputs and state."""
+    """A Relax module with the weights that its `main` takes after inputs and state, and what `main` does, in steps."""
 
     module: tvm.IRModule
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     kernels: list[Kernel] = field(default_factory=list)
-    calls: list[KernelCall] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
 
 def emit(
@@ -92,11 +91,10 @@ class _Emitter:
         self.symbols = {name: tirx.Var(name, "int64") for name in _symbol_names(graph)}
         self.variables: dict[Any, Any] = {}
         self.weights: dict[str, torch.Tensor] = {}
+        self.weight_keys: dict[Any, str] = {}
+        self.steps: list[Step] = []
         self.kernels: dict[str, tuple[Any, list[str]]] = {}
         self.described: list[Kernel] = []
-        self.calls: list[KernelCall] = []
-        self.makers: dict[Value, int] = {}
-        """Value -> the call that makes it, through views."""
 
     def run(self) -> EmittedModule:
         regions = kernel_regions(self.graph, self.target)
@@ -110,7 +108,7 @@ class _Emitter:
                 results = [self._returned(value) for value in self.graph.returns]
                 output = self.builder.emit_output(relax.Tuple(results))
             self.builder.emit_func_output(output)
-        return EmittedModule(self.builder.finalize(), self.weights, self.described, self.calls)
+        return EmittedModule(self.builder.finalize(), self.weights, self.described, self.steps)
 
     def _parameter(self, value: Value) -> relax.Var:
         variable = relax.Var(value.name.replace(".", "_"), self._tensor_type(value.type))
@@ -162,6 +160,7 @@ class _Emitter:
             assert source.constant is not None
             tensor, key = source.constant, self.keys[source]
         self.weights[key] = tensor
+        self.weight_keys[identity] = key
         type = self._tensor_type(TensorType.of(tensor))
         self.variables[identity] = relax.Var(f"w{len(self.weights)}", type)
         return self.variables[identity]
@@ -169,9 +168,8 @@ class _Emitter:
     def _call(self, region: Region, lowered: _Lowered | None) -> None:
         if lowered is None:
             (operation,) = region.operations
+            self.steps.append(View(self._operand(operation.operand(0)), operation.result))
             source = self.variables[operation.operand(0)]
-            if operation.operand(0) in self.makers:
-                self.makers[operation.result] = self.makers[operation.operand(0)]
             shape = relax.ShapeExpr(self._shape(operation.result.type))
             self.variables[operation.result] = self.builder.emit(relax.op.reshape(source, shape))
             return
@@ -179,32 +177,29 @@ class _Emitter:
             self.variables[source.identity if isinstance(source, Packing) else source] for source in lowered.sources
         ]
         arguments += [self.symbols[name] for name in lowered.symbols]
+        self.steps.append(
+            KernelCall(
+                str(lowered.function.name_hint),
+                tuple(map(self._operand, lowered.sources)),
+                tuple(lowered.symbols),
+                tuple(region.results),
+                tuple(region.operations),
+                region.anchor or region.operations[0],
+            )
+        )
         types = [self._tensor_type(value.type) for value in region.results]
         call = relax.call_tir(lowered.function, arguments, types if len(types) > 1 else types[0])
         result = self.builder.emit(call)
-        self._describe_call(region, lowered)
         if len(types) == 1:
             self.variables[region.results[0]] = result
             return
         for index, value in enumerate(region.results):
             self.variables[value] = self.builder.emit(relax.TupleGetItem(result, index))
 
-    def _describe_call(self, region: Region, lowered: _Lowered) -> None:
-        anchor = region.anchor or region.operations[0]
-        kernel = next(item for item in self.described if item.name == lowered.function.name_hint)
-        reads = sorted({self.makers[value] for value in region.inputs if value in self.makers})
-        for value in region.results:
-            self.makers[value] = len(self.calls)
-        self.calls.append(
-            KernelCall(
-                kernel.name,
-                tuple(operation.name for operation in region.operations),
-                anchor.location.module,
-                precision_of(anchor),
-                kernel.schedule,
-                tuple(reads),
-            )
-        )
+    def _operand(self, source: Value | Packing) -> Operand:
+        if isinstance(source, Packing):
+            return self.weight_keys[source.identity]
+        return self.weight_keys.get(source, source)
 
     def _returned(self, value: Value) -> Any:
         return self.variables[value]

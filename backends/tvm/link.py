@@ -24,6 +24,16 @@ _LINKERS = {
 _SHARED = ("-shared", "-fPIC", "-s")
 
 
+def compiler_name(target: Target) -> str:
+    """The C compiler for `target` by its usual name on this machine, there or not."""
+    return "cc" if target.arch == host_arch() and host_os() == "linux" else _LINKERS[target.arch][0]
+
+
+def zig_triple(target: Target) -> str:
+    """The target in zig's words."""
+    return _LINKERS[target.arch][2]
+
+
 def find_linker(target: Target) -> list[str]:
     """The command that links a shared library for `target`. Raises TargetError that says what to install."""
     if target.os != "linux":

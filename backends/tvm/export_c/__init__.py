@@ -1,0 +1,3 @@
+"""Static programs: a compiled graph as C sources and one object, for devices without an operating system or runtime."""
+
+from __future__ import annotations
