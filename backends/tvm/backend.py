@@ -83,7 +83,9 @@ class TvmBackend:
                 accept_device_code()
             return Program(_machine(executable, target), manifest, weights)
 
-        static = Compiled(prepared, target, emitted.steps, weights, manifest, executable, lowered.workspace)
+        static = Compiled(
+            prepared, target, emitted.steps, emitted.returns, weights, manifest, executable, lowered.workspace
+        )
         return CompiledModule(
             start, manifest, prepared, report, _exporter(executable, target), weights, exporter(static)
         )

@@ -40,12 +40,15 @@ class Kernel:
 
 @dataclass
 class EmittedModule:
-    """A Relax module with the weights that its `main` takes after inputs and state, and what `main` does, in steps."""
+    """A Relax module with the weights that its `main` takes after inputs and state, and what `main` does: its
+    steps, and what it returns.
+    """
 
     module: tvm.IRModule
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     kernels: list[Kernel] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    returns: list[Operand] = field(default_factory=list)
 
 
 def emit(
@@ -108,7 +111,8 @@ class _Emitter:
                 results = [self._returned(value) for value in self.graph.returns]
                 output = self.builder.emit_output(relax.Tuple(results))
             self.builder.emit_func_output(output)
-        return EmittedModule(self.builder.finalize(), self.weights, self.described, self.steps)
+        returns = [self._operand(value) for value in self.graph.returns]
+        return EmittedModule(self.builder.finalize(), self.weights, self.described, self.steps, returns)
 
     def _parameter(self, value: Value) -> relax.Var:
         variable = relax.Var(value.name.replace(".", "_"), self._tensor_type(value.type))

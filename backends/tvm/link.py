@@ -21,6 +21,7 @@ _LINKERS = {
     "aarch64": ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu", "aarch64-linux-gnu.2.28"),
     "arm": ("arm-linux-gnueabihf-gcc", "arm-linux-gnueabihf", "arm-linux-gnueabihf.2.28"),
 }
+_STATIC = {"x86_64": "x86_64-linux-musl", "aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf"}
 _SHARED = ("-shared", "-fPIC", "-s")
 
 
@@ -29,9 +30,9 @@ def compiler_name(target: Target) -> str:
     return "cc" if target.arch == host_arch() and host_os() == "linux" else _LINKERS[target.arch][0]
 
 
-def zig_triple(target: Target) -> str:
-    """The target in zig's words."""
-    return _LINKERS[target.arch][2]
+def static_triple(target: Target) -> str:
+    """The target in zig's words, with a C library that can be linked into the program."""
+    return _STATIC[target.arch]
 
 
 def find_linker(target: Target) -> list[str]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from whet.backends.static_program import StaticProgram
-from whet.backends.tvm.calls import Steps
+from whet.backends.tvm.calls import Operand, Steps
 from whet.backends.tvm.export_c import templates, text
 from whet.backends.tvm.export_c.elf import ObjectFile, read_object
 from whet.backends.tvm.export_c.layout import Layout, lay_out
 from whet.backends.tvm.export_c.memory_plan import ALIGNMENT, align
-from whet.backends.tvm.link import compiler_name, zig_triple
+from whet.backends.tvm.link import compiler_name, static_triple
 from whet.errors import BackendError, TargetError
 from whet.ir.dimensions import dim_symbols
 from whet.ir.graph import Graph, Value
@@ -34,6 +34,7 @@ class Compiled:
     graph: Graph
     target: Target
     steps: Steps
+    returns: Sequence[Operand]
     weights: Mapping[str, Any]
     manifest: Manifest
     executable: Any
@@ -52,6 +53,7 @@ def export_c(compiled: Compiled, folder: Path) -> StaticProgram:
     layout = lay_out(
         compiled.graph,
         compiled.steps,
+        compiled.returns,
         {key: raw[key] for key in compiled.manifest.weights},
         {slot.input: raw[keys[slot.input]] for slot in compiled.graph.state},
         compiled.workspace(),
@@ -133,7 +135,7 @@ def _texts(compiled: Compiled, layout: Layout, digest: str) -> dict[str, str]:
     names = {
         "target": target.name,
         "compiler": compiler_name(target),
-        "zig": zig_triple(target),
+        "zig": static_triple(target),
         "objects": _OBJECT if layout.calls else "",
     }
     data = '.incbin "weights.bin"' if layout.weights_bytes else ".byte 0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import PurePath
@@ -102,6 +102,7 @@ def size_of(type: TensorType) -> int:
 def lay_out(
     graph: Graph,
     steps: Steps,
+    returns: Sequence[Operand],
     weights: Mapping[str, RawTensor],
     initial: Mapping[Value, RawTensor],
     workspace: Mapping[str, int],
@@ -111,11 +112,12 @@ def lay_out(
     Args:
         graph: as it was compiled; all its sizes are numbers.
         steps: what its `main` does.
+        returns: what its `main` returns: outputs, then new states.
         weights: constants of the kernels, by key.
         initial: initial value by the input of the state.
         workspace: scratch bytes by kernel.
     """
-    return _Layouter(graph, steps, weights, initial, workspace).run()
+    return _Layouter(graph, steps, returns, weights, initial, workspace).run()
 
 
 class _Layouter:
@@ -123,6 +125,7 @@ class _Layouter:
         self,
         graph: Graph,
         steps: Steps,
+        returns: Sequence[Operand],
         weights: Mapping[str, RawTensor],
         initial: Mapping[Value, RawTensor],
         workspace: Mapping[str, int],
@@ -140,6 +143,8 @@ class _Layouter:
         for step in steps:
             if isinstance(step, View):
                 self.roots[step.result] = self._root(step.source)
+        roots = [self._root(operand) for operand in returns]
+        self.outputs, self.new_states = roots[: len(graph.outputs)], roots[len(graph.outputs) :]
 
     def run(self) -> Layout:
         self._place_weights()
@@ -177,8 +182,7 @@ class _Layouter:
     def _place_outputs(self) -> None:
         """What a kernel computes and the program returns is written where the caller wants it; once."""
         computed = {value for call in self.calls for value in call.results}
-        for index, value in enumerate(self.graph.outputs):
-            root = self._root(value)
+        for index, root in enumerate(self.outputs):
             if root in computed and root not in self.places:
                 self.places[root] = Place(Region.OUTPUT, index)
 
@@ -205,14 +209,13 @@ class _Layouter:
                 last[value] = step
                 if value not in self.places:
                     first[value] = step
-        last.update((self._root(value), len(self.calls)) for value in self.graph.returns)
+        last.update((root, len(self.calls)) for root in (*self.outputs, *self.new_states))
         return list(first), [Buffer(size_of(value.type), step, last[value]) for value, step in first.items()]
 
     def _staged(self) -> list[int]:
         """Numbers of the states whose new value is the old one of another: that may be overwritten before."""
-        own = [self._root(slot.input) for slot in self.graph.state]
-        new = [self._root(slot.output) for slot in self.graph.state]
-        return [index for index, root in enumerate(new) if root in own and root is not own[index]]
+        own = [slot.input for slot in self.graph.state]
+        return [index for index, root in enumerate(self.new_states) if root in own and root is not own[index]]
 
     def _call(self, call: KernelCall, workspace: int) -> Call:
         if call.symbols:
@@ -242,18 +245,17 @@ class _Layouter:
 
     def _leave(self, stages: list[int]) -> None:
         """What is left to do behind the kernels: outputs, then the state, so that all read what was before."""
-        outputs = [Copy(*places, size_of(value.type)) for places, value in self._returned()]
-        sources = [self.places[self._root(slot.output)] for slot in self.graph.state]
+        copies = [
+            Copy(Place(Region.OUTPUT, index), self.places[root], size_of(value.type))
+            for index, (root, value) in enumerate(zip(self.outputs, self.graph.outputs, strict=True))
+        ]
+        sources = [self.places[root] for root in self.new_states]
         for index, stage in zip(self._staged(), stages, strict=True):
             place = Place(Region.ARENA, stage)
-            outputs.append(Copy(place, sources[index], self.layout.slots[index].size))
+            copies.append(Copy(place, sources[index], self.layout.slots[index].size))
             sources[index] = place
-        kept = [
+        copies += [
             Copy(self.places[slot.input], source, size_of(slot.input.type))
             for slot, source in zip(self.graph.state, sources, strict=True)
         ]
-        self.layout.copies = [copy for copy in outputs + kept if copy.size and copy.source != copy.target]
-
-    def _returned(self) -> Iterator[tuple[tuple[Place, Place], Value]]:
-        for index, value in enumerate(self.graph.outputs):
-            yield (Place(Region.OUTPUT, index), self.places[self._root(value)]), value
+        self.layout.copies = [copy for copy in copies if copy.size and copy.source != copy.target]

@@ -69,7 +69,8 @@ RUNTIME_C: Final = """\
 #include "runtime.h"
 #include "model.h"
 
-static char error[256];
+static char error[512];
+static const char *running;
 static unsigned char *workspace;
 static size_t workspace_left;
 
@@ -91,6 +92,13 @@ int model_fail(const char *message, const char *detail)
     return -1;
 }
 
+static void kernel_failed(const char *what)
+{
+    (void)model_fail("kernel ", running);
+    append(": ");
+    append(what);
+}
+
 const char *model_error(void)
 {
     return error;
@@ -102,9 +110,10 @@ int model_call_kernels(const model_call *calls, size_t count)
         TVMFFIAny result = {0, 0, {0}};
         workspace = calls[i].workspace;
         workspace_left = calls[i].workspace_bytes;
+        running = calls[i].name;
         if (calls[i].kernel(NULL, calls[i].arguments, calls[i].count, &result) != 0) {
-            append(error[0] == '\\0' ? "failed, in kernel " : ", in kernel ");
-            append(calls[i].name);
+            if (error[0] == '\\0')
+                kernel_failed("failed");
             return -1;
         }
     }
@@ -113,7 +122,8 @@ int model_call_kernels(const model_call *calls, size_t count)
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count)
 {
-    (void)model_fail(kind, ": ");
+    kernel_failed(kind);
+    append(": ");
     for (int32_t i = 0; i < count; i++)
         append(parts[i]);
 }
@@ -125,7 +135,7 @@ void *TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, i
     uint64_t rounded = (bytes + MODEL_ALIGNMENT - 1) / MODEL_ALIGNMENT * MODEL_ALIGNMENT;
     (void)device_type, (void)device_id, (void)code, (void)bits;
     if (rounded < bytes || rounded > workspace_left) {
-        (void)model_fail("the scratch memory is too small", NULL);
+        kernel_failed("the scratch memory is too small");
         return NULL;
     }
     workspace += rounded;
@@ -188,9 +198,9 @@ PROVIDED: Final = frozenset(
 
 MAKEFILE: Final = Template("""\
 # A static program for $target.
-#   make                                        the example
-#   make LDFLAGS=-static                        without any library on the device
-#   make CC="python -m ziglang cc -target $zig"
+#   make                    the example
+#   make LDFLAGS=-static    without any library on the device
+#   make LDFLAGS=-static CC="python -m ziglang cc -target $zig"
 # A program of your own links model.o, runtime.o, weights.o and kernels.o.
 ifeq ($$(origin CC),default)
 CC := $compiler
