@@ -134,9 +134,9 @@ _HEADINGS: Final = (
     "MACs/cycle",
     "% of peak",
     "spills",
-    "plain LLVM",
+    "plain LLVM: MACs/cycle",
     "executed, in thousands",
-    "plain LLVM",
+    "plain LLVM: executed",
     "held back by",
 )
 
