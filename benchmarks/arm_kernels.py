@@ -76,11 +76,11 @@ OPS: Final[Mapping[str, ArmOp]] = MappingProxyType(
 
 def build(kernel: Any, target: Target) -> Any:
     """The machine code of a scheduled function: a module of TVM's."""
-    import tvm
 
+    from whet.backends.tvm.pipeline import build_kernel
     from whet.backends.tvm.targets import tvm_target
 
-    return tvm.tirx.build(kernel, tvm_target(target))
+    return build_kernel(kernel, tvm_target(target))
 
 
 def assembly(op: ArmOp, target: Target, source: str = WHET) -> str:

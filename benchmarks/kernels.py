@@ -117,13 +117,14 @@ def whet(layer: Layer, threads: int) -> Callable[[], object]:
     from tvm import te
 
     from benchmarks.kernel_expressions import expression
+    from whet.backends.tvm.pipeline import build_kernel
     from whet.backends.tvm.schedule.rules import schedule_cpu
     from whet.backends.tvm.targets import tvm_target
     from whet.ir.target import get_target
 
     target = get_target("x86")
     tensors = expression(layer, target)
-    module = tvm.tirx.build(schedule_cpu(te.create_prim_func(tensors), target), tvm_target(target))
+    module = build_kernel(schedule_cpu(te.create_prim_func(tensors), target), tvm_target(target))
     generator = np.random.default_rng(0)
     arrays = []
     for tensor in tensors:

@@ -214,9 +214,10 @@ def _kernel(source: str, target: Target, tensors: tuple[tuple[tuple[int, ...], s
     import tvm
     from tvm.script import from_source
 
+    from whet.backends.tvm.pipeline import build_kernel
     from whet.backends.tvm.targets import tvm_target
 
-    function: Any = tvm.tirx.build(from_source(source), tvm_target(target))["main"]
+    function: Any = build_kernel(from_source(source), tvm_target(target))["main"]
     arrays = [tvm.runtime.tensor(np.zeros(shape, dtype)) for shape, dtype in tensors]
     return lambda: function(*arrays)
 

@@ -23,6 +23,7 @@ from whet.backends.tvm.export_c.workspace import LoweredKernels
 from whet.backends.tvm.kernels.decisions import DEFAULT
 from whet.backends.tvm.link import export_library
 from whet.backends.tvm.nvcc import compiling_for
+from whet.backends.tvm.pipeline import PIPELINE
 from whet.backends.tvm.prepare import prepare
 from whet.backends.tvm.regions import form_regions
 from whet.backends.tvm.schedule.rules import schedule_cpu
@@ -134,7 +135,7 @@ def build(module: tvm.IRModule, target: Target, instruments: Sequence[Any] = ())
     options = tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS, instruments=list(instruments))
     try:
         with compiling_for(target), described, options:
-            return relax.build(module, target=described, relax_pipeline=_relax_pipeline())
+            return relax.build(module, target=described, relax_pipeline=_relax_pipeline(), tir_pipeline=PIPELINE)
     except TargetError:
         raise
     except Exception as error:

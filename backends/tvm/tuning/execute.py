@@ -11,6 +11,7 @@ import tvm
 
 from whet.backends.tvm.build_options import PASS_OPTIONS
 from whet.backends.tvm.link import linked_by
+from whet.backends.tvm.pipeline import build_kernel
 from whet.backends.tvm.tuning.jobs import ARGUMENTS, FUNCTION, LIBRARY, SETTINGS, read_arrays
 from whet.backends.tvm.tuning.results import check_results
 from whet.runtime.kernel_runs import ENTRY, run_kernel
@@ -39,4 +40,4 @@ def _build(job: Path, settings: dict[str, Any]) -> Any:
     module = tvm.ir.load_json((job / FUNCTION).read_text())
     target = tvm.target.Target(settings["target"])
     with target, tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS):
-        return tvm.tirx.build(module, target)
+        return build_kernel(module, target)

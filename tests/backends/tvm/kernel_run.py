@@ -11,6 +11,7 @@ import torch
 import tvm
 from tvm import te
 
+from whet.backends.tvm.pipeline import build_kernel
 from whet.backends.tvm.schedule.rules import schedule_cpu
 from whet.backends.tvm.targets import tvm_target
 from whet.ir.target import Target, get_target
@@ -30,7 +31,7 @@ class Run:
 def build(func: tvm.tirx.PrimFunc, target: Target = HOST) -> tuple[tvm.runtime.Module, str]:
     """The compiled function and the name of the rule that took it."""
     scheduled = schedule_cpu(func, target)
-    return tvm.tirx.build(scheduled, tvm_target(target)), str(scheduled.attrs["whet.schedule"])
+    return build_kernel(scheduled, tvm_target(target)), str(scheduled.attrs["whet.schedule"])
 
 
 def run(

@@ -29,6 +29,7 @@ from whet.backends.tvm.intrinsics.instructions import (
     dot_instruction,
     widening,
 )
+from whet.backends.tvm.pipeline import build_kernel
 from whet.backends.tvm.schedule.rules import schedule_cpu
 from whet.backends.tvm.targets import tvm_target
 from whet.ir.target import CATALOGUE, Target
@@ -73,7 +74,7 @@ def assembly(sample: Sample, target: Target) -> str:
     emitted = emit(graph, target, schedule_cpu, lambda _: None)
     (kernel,) = (item for item in emitted.module.functions.values() if isinstance(item, tvm.tirx.PrimFunc))
     assert emitted.kernels[0].schedule in ("contraction", "depthwise")
-    text = tvm.tirx.build(kernel, tvm_target(target)).inspect_source("asm")
+    text = build_kernel(kernel, tvm_target(target)).inspect_source("asm")
     return "\n".join(line for line in text.splitlines() if re.match(r"\t[a-z{]", line))
 
 
@@ -155,3 +156,10 @@ def test_every_instruction_registers(instruction: DotInstruction) -> None:
 def test_plain_arithmetic_has_no_intrinsic() -> None:
     with pytest.raises(ValueError, match="nothing to tensorize"):
         register(widening(HOST))
+
+
+@pytest.mark.parametrize("name", ["avx512-vnni", "cortex-a72", "cortex-a76"])
+def test_the_sums_of_a_tile_are_no_memory_of_the_runtime(name: str) -> None:
+    target = CATALOGUE[name]
+    rows = Sample("linear_integer", (zeros(target.activation_dtype.value, 96, 256), zeros("i8", 64, 256)))
+    assert "AllocWorkspace" not in assembly(rows, target)

@@ -16,6 +16,7 @@ from tests.ir.samples import Sample
 from whet.backends.tvm.cuda import schedule_cuda
 from whet.backends.tvm.emit import emit
 from whet.backends.tvm.nvcc import _CALLBACK
+from whet.backends.tvm.pipeline import build_kernel
 from whet.backends.tvm.targets import tvm_target
 from whet.ir.target import Target, get_target
 
@@ -45,7 +46,7 @@ def ptx_of(sample: Sample, target: Target, folder: Path) -> str:
 
     tvm_ffi.register_global_func(_CALLBACK, keep, override=True)
     try:
-        tvm.tirx.build(kernel.with_attr("global_symbol", "main"), tvm_target(target))
+        build_kernel(kernel.with_attr("global_symbol", "main"), tvm_target(target))
     finally:
         tvm_ffi.remove_global_func(_CALLBACK)
     command = ["nvcc", "-ptx", f"-arch={target.device_arch}", "-o", str(folder / "kernel.ptx"), str(source)]

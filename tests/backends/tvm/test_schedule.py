@@ -13,6 +13,7 @@ from whet.backends.tvm.kernels import math as fast
 from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
 from whet.backends.tvm.kernels.cpu import lanes
 from whet.backends.tvm.kernels.windows import window
+from whet.backends.tvm.pipeline import build_kernel
 from whet.backends.tvm.schedule.fallback import Fallback
 from whet.backends.tvm.schedule.rules import CPU_RULES, schedule_cpu
 from whet.backends.tvm.targets import tvm_target
@@ -146,7 +147,7 @@ def test_anchor_behind_which_nothing_can_be_fused() -> None:
     assert scheduled.script().count("T.vectorized") >= 4
     outputs = [tvm.runtime.tensor(np.full(shape, 7, "float32")) for shape in ((1, 24, 81), (1, 9, 9, 24))]
     arrays = [tvm.runtime.tensor(array.contiguous().numpy()) for array in (x, packed)]
-    tvm.tirx.build(scheduled, tvm_target(HOST))["main"](*arrays, *outputs)
+    build_kernel(scheduled, tvm_target(HOST))["main"](*arrays, *outputs)
     expected = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), padding=1)
     assert error(outputs[0].numpy(), expected.reshape(1, 24, 81)) < TOLERANCE
     assert error(outputs[1].numpy(), expected.permute(0, 2, 3, 1)) < TOLERANCE
