@@ -27,7 +27,8 @@ def test_every_kernel_has_a_row(engine: Whet, precision: str, tmp_path: Path) ->
     contractions = [work for work in works if any("conv" in name or "linear" in name for name in work.operations)]
     assert {work.precision for work in contractions} == {precision} and len(contractions) == 3
     assert 2 * MULTIPLY_ADDS <= sum(work.flops for work in contractions) <= 2.1 * MULTIPLY_ADDS
-    times = time_kernels(tmp_path / BUNDLE, Inputs.of(CASE), None, 0.02)
+    inputs = Inputs.of(CASE)
+    times = time_kernels(tmp_path / BUNDLE, inputs.args, inputs.kwargs, None, 0.02)
     kernels = {item.name: (item.operations, item.schedule) for item in compiled.report().kernels}
     result = roofline(("tiny", "whet"), works, kernels, times, PEAKS)
     assert sorted(row.kernel for row in result.rows) == sorted(kernels)
