@@ -1,0 +1,22 @@
+// One file that runs on a device: manifest, shared library and weights in a zip of stored members.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "manifest.hpp"
+#include "memory.hpp"
+
+namespace whet::internal {
+
+// A bundle that was read and found sound: nothing of it has been executed.
+struct Bundle {
+  Manifest manifest;
+  std::string library;
+  std::map<std::string, RawTensor> weights;
+};
+
+// Read and check the whole bundle for this device; load nothing, write nothing. Throws Failure.
+Bundle read_bundle(const std::string& path);
+
+}  // namespace whet::internal

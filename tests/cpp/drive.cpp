@@ -1,0 +1,232 @@
+// What the tests do with the C API in one process: many bundles, many threads, many calls.
+//
+//     drive verify | open           bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each
+//     drive threads BUNDLE N CALLS  N threads; every result is that of one thread
+//     drive memory BUNDLE CALLS     KiB that the process grew by over CALLS calls, after as many to warm up
+//     drive sessions BUNDLE         outputs of a model with state: calls, reset, sessions, a copy
+//     drive inputs BUNDLE           what is said of wrong inputs
+//     drive features                of this processor
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "whet/whet.hpp"
+
+namespace {
+
+using Words = std::vector<std::string>;
+using Bytes = std::vector<char>;
+
+// A tensor of the spec's type; a size that differs from call to call is 4.
+struct Input {
+  Bytes bytes;
+  whet_dtype dtype;
+  whet::Shape shape;
+
+  Input(const whet::Spec& spec, unsigned seed) : dtype(spec.dtype), shape(spec.shape) {
+    for (std::int64_t& size : shape) size = size < 0 ? 4 : size;
+    bytes.resize(whet::Tensor(nullptr, dtype, shape).bytes());
+    std::mt19937 random(seed);
+    if (dtype == WHET_F32) {
+      for (std::size_t i = 0; i + 4 <= bytes.size(); i += 4) {
+        const float value = std::normal_distribution<float>()(random);
+        std::memcpy(&bytes[i], &value, 4);
+      }
+      return;
+    }
+    for (char& byte : bytes) byte = static_cast<char>(random() & 1);
+  }
+
+  whet::Tensor tensor() const { return {bytes.data(), dtype, shape}; }
+};
+
+std::vector<Input> inputs_of(const whet::Module& model, unsigned seed) {
+  std::vector<Input> inputs;
+  for (const whet::Spec& spec : model.inputs()) inputs.emplace_back(spec, seed++);
+  return inputs;
+}
+
+std::vector<whet::Tensor> views(const std::vector<Input>& inputs) {
+  std::vector<whet::Tensor> found;
+  for (const Input& input : inputs) found.push_back(input.tensor());
+  return found;
+}
+
+Bytes joined(const whet::Result& result) {
+  Bytes bytes;
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    const whet::Tensor tensor = result[i];
+    const char* data = static_cast<const char*>(tensor.raw());
+    bytes.insert(bytes.end(), data, data + tensor.bytes());
+  }
+  return bytes;
+}
+
+whet_status open_and_list(const char* path) {
+  whet_module* module = nullptr;
+  const whet_status status = whet_open(path, 1, &module);
+  whet_spec spec{};
+  for (std::size_t i = 0; i < whet_input_count(module); ++i) whet_input(module, i, &spec);
+  for (std::size_t i = 0; i < whet_output_count(module); ++i) whet_output(module, i, &spec);
+  whet_close(module);
+  return status;
+}
+
+int each_bundle(whet_status (*look)(const char*)) {
+  for (std::string path; std::getline(std::cin, path);) {
+    const whet_status status = look(path.c_str());
+    std::cout << whet_status_name(status) << '\t' << (status == WHET_OK ? "" : whet_last_error()) << std::endl;
+  }
+  return 0;
+}
+
+int verify(const Words&) { return each_bundle(whet_verify); }
+int open_bundles(const Words&) { return each_bundle(open_and_list); }
+
+int threads(const Words& words) {
+  constexpr unsigned kinds = 5;
+  whet::Module model(words.at(0));
+  std::vector<std::vector<Input>> inputs;
+  std::vector<Bytes> expected;
+  for (unsigned kind = 0; kind < kinds; ++kind) {
+    inputs.push_back(inputs_of(model, 100 * kind));
+    expected.push_back(joined(model(views(inputs.back()))));
+  }
+  const int count = std::stoi(words.at(1)), calls = std::stoi(words.at(2));
+  std::atomic<int> wrong{0}, done{0};
+  std::vector<std::thread> running;
+  for (int thread = 0; thread < count; ++thread)
+    running.emplace_back([&, thread] {
+      for (int call = 0; call < calls; ++call) {
+        const auto kind = static_cast<unsigned>(thread + call) % kinds;
+        if (joined(model(views(inputs[kind]))) != expected[kind]) ++wrong;
+        ++done;
+      }
+    });
+  for (std::thread& thread : running) thread.join();
+  std::cout << done << " calls, " << wrong << " wrong\n";
+  return wrong == 0 ? 0 : 1;
+}
+
+long resident_kib() {
+  std::ifstream file("/proc/self/statm");
+  long size = 0, resident = 0;
+  file >> size >> resident;
+  return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+int memory(const Words& words) {
+  whet::Module model(words.at(0));
+  const std::vector<Input> inputs = inputs_of(model, 0);
+  const int calls = std::stoi(words.at(1));
+  long before = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    before = turn == 0 ? 0 : resident_kib();
+    for (int call = 0; call < calls; ++call) model(views(inputs));
+  }
+  std::cout << resident_kib() - before << "\n";
+  return 0;
+}
+
+void show(const char* what, const whet::Result& result) {
+  std::cout << what;
+  for (std::size_t i = 0; i < result.size(); ++i)
+    for (std::size_t k = 0; k < result[i].size(); ++k) std::cout << ' ' << result[i].data<float>()[k];
+  std::cout << '\n';
+}
+
+int sessions(const Words& words) {
+  whet::Module model(words.at(0));
+  std::vector<float> ones(4, 1), fives(4, 5);
+  const std::vector<whet::Tensor> one = {whet::Tensor::of(ones, {4})}, five = {whet::Tensor::of(fives, {4})};
+  const whet::Result first = model(one);
+  show("first", first);
+  // The model keeps its input as state: a copy, since the caller goes on writing into its own.
+  ones.assign(4, 99);
+  show("second", model(five));
+  ones.assign(4, 1);
+  show("first again", first);
+  model.reset();
+  show("reset", model(one));
+  whet::Session session = model.session();
+  show("session", session(one));
+  whet::Session copy = session.copy();
+  show("copy", copy(one));
+  show("session again", session(one));
+  session.reset();
+  show("session reset", session(one));
+  // A child of a fork has no execution thread until it calls.
+  std::cout << std::flush;
+  const pid_t child = fork();
+  if (child == 0) {
+    show("child", session(one));
+    std::cout << std::flush;
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status;
+}
+
+int inputs(const Words& words) {
+  whet::Module model(words.at(0));
+  std::vector<float> numbers(8 * 66);
+  std::vector<std::uint8_t> bits(8 * 66);
+  const auto x = [&](whet::Shape shape) { return whet::Tensor(numbers.data(), WHET_F32, std::move(shape)); };
+  const auto mask = [&](whet::Shape shape) { return whet::Tensor(bits.data(), WHET_BOOL, std::move(shape)); };
+  const std::vector<std::vector<whet::Tensor>> cases = {
+      {x({4, 8}), mask({4, 8})},
+      {x({4, 8})},
+      {mask({4, 8}), mask({4, 8})},
+      {x({4, 9}), mask({4, 8})},
+      {x({4, 8, 1}), mask({4, 8})},
+      {x({4, 8}), mask({6, 8})},
+      {x({3, 8}), mask({3, 8})},
+      {x({66, 8}), mask({66, 8})},
+      {x({-4, 8}), mask({4, 8})},
+      {whet::Tensor(nullptr, WHET_F32, {4, 8}), mask({4, 8})},
+      {whet::Tensor(numbers.data(), static_cast<whet_dtype>(77), {4, 8}), mask({4, 8})},
+  };
+  for (const auto& given : cases) {
+    try {
+      std::cout << model(given).size() << " outputs\n";
+    } catch (const whet::Error& error) {
+      std::cout << whet_status_name(error.status()) << ": " << error.what() << '\n';
+    }
+  }
+  return 0;
+}
+
+int features(const Words&) {
+  std::cout << whet_processor_features() << '\n';
+  return 0;
+}
+
+struct Command {
+  const char* name;
+  int (*run)(const Words&);
+};
+constexpr Command kCommands[] = {{"verify", verify},     {"open", open_bundles}, {"threads", threads},
+                                 {"memory", memory},     {"sessions", sessions}, {"inputs", inputs},
+                                 {"features", features}};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    for (const Command& command : kCommands)
+      if (argc > 1 && std::strcmp(argv[1], command.name) == 0) return command.run({argv + 2, argv + argc});
+    std::cerr << "unknown command\n";
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+  }
+  return 2;
+}
