@@ -3,8 +3,11 @@
 //     drive verify | open           bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each
 //     drive threads BUNDLE N CALLS  N threads; every result is that of one thread
 //     drive memory BUNDLE CALLS     KiB that the process grew by over CALLS calls, after as many to warm up
+//     drive turns A B N             opens, runs and closes two bundles in turn; the results stay what they were
 //     drive sessions BUNDLE         outputs of a model with state: calls, reset, sessions, a copy
 //     drive inputs BUNDLE           what is said of wrong inputs
+//     drive dimensions              expressions: "TEXT<tab>s0<tab>s1<tab>VALUE" a line; the value for s0 and s1, and the
+//                                   s0 for which it is VALUE; "none" where there is none, "refused" for no expression
 //     drive features                of this processor
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,6 +21,8 @@
 #include <thread>
 #include <vector>
 
+#include "dimension.hpp"
+#include "failure.hpp"
 #include "whet/whet.hpp"
 
 namespace {
@@ -116,6 +121,22 @@ int threads(const Words& words) {
   return wrong == 0 ? 0 : 1;
 }
 
+int turns(const Words& words) {
+  std::vector<Bytes> first;
+  std::vector<whet::Result> kept;
+  for (int turn = 0; turn < 2 * std::stoi(words.at(2)); ++turn) {
+    whet::Module model(words.at(turn % 2));
+    whet::Result result = model(views(inputs_of(model, 0)));
+    if (turn < 2) first.push_back(joined(result));
+    if (joined(result) != first[turn % 2]) return 1;
+    // Results outlive their modules.
+    if (turn < 6) kept.push_back(std::move(result));
+  }
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    if (joined(kept[i]) != first[i % 2]) return 1;
+  return 0;
+}
+
 long resident_kib() {
   std::ifstream file("/proc/self/statm");
   long size = 0, resident = 0;
@@ -205,6 +226,29 @@ int inputs(const Words& words) {
   return 0;
 }
 
+int dimensions(const Words&) {
+  using whet::internal::Expression;
+  for (std::string line; std::getline(std::cin, line);) {
+    Words words;
+    for (std::size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
+      end = line.find('\t', at);
+      words.push_back(line.substr(at, end == std::string::npos ? end : end - at));
+    }
+    const std::int64_t s0 = std::stoll(words.at(1)), s1 = std::stoll(words.at(2)), value = std::stoll(words.at(3));
+    try {
+      const Expression expression = Expression::parse(words[0]);
+      const bool bound = expression.symbols().size() <= expression.symbols().count("s0") + expression.symbols().count("s1");
+      const auto result = bound ? expression.evaluate({{"s0", s0}, {"s1", s1}}) : std::nullopt;
+      const auto solution = expression.solve(value, {{"s1", s1}});
+      std::cout << (result ? std::to_string(*result) : "none") << ' '
+                << (solution ? solution->first + "=" + std::to_string(solution->second) : "none") << '\n';
+    } catch (const whet::internal::Malformed&) {
+      std::cout << "refused\n";
+    }
+  }
+  return 0;
+}
+
 int features(const Words&) {
   std::cout << whet_processor_features() << '\n';
   return 0;
@@ -215,8 +259,8 @@ struct Command {
   int (*run)(const Words&);
 };
 constexpr Command kCommands[] = {{"verify", verify},     {"open", open_bundles}, {"threads", threads},
-                                 {"memory", memory},     {"sessions", sessions}, {"inputs", inputs},
-                                 {"features", features}};
+                                 {"memory", memory},     {"turns", turns},       {"sessions", sessions}, {"inputs", inputs},
+                                 {"features", features}, {"dimensions", dimensions}};
 
 }  // namespace
 

@@ -1,0 +1,105 @@
+"""The C++ runtime cross-compiled, on emulated cores: the numbers of the Python runtime there, and who is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import whet
+from benchmarks.models.small import LeNet5, LeNet300
+from tests.cpp.conftest import Programs, build
+from tests.e2e.test_arm import run_on
+from whet.passes import QuantizeStatic
+
+pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="session")
+def cross(repository: Path, arm_device: Path) -> Path:
+    """Folder of the programs for AArch64, without Python and without a userland."""
+    sysroot = repository / ".cache" / "cpp" / "sysroot"
+    if not (sysroot / "usr").is_dir():
+        subprocess.run([repository / "cpp" / "setup", sysroot], check=True, capture_output=True)
+    options = ("-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake", f"-DWHET_SYSROOT={sysroot}")
+    return build(repository, "aarch64", *options, site=arm_device / "site64")
+
+
+def on_core(folder: Path, core: str) -> Programs:
+    return Programs(folder, ("qemu-aarch64-static", "-cpu", core, "-L", "/usr/aarch64-linux-gnu"))
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of LeNet-300-100 (f32) and one of LeNet-5 (int8), for each core."""
+    folder = tmp_path_factory.mktemp("bundles")
+    digits = torch.rand(2, 1, 28, 28)
+    np.save(folder / "x.npy", digits.numpy())
+    found = {"x": folder / "x.npy"}
+    for target in ("cortex-a72", "cortex-a76"):
+        for name, network, passes in (("f32", LeNet300, ()), ("int8", LeNet5, (QuantizeStatic(),))):
+            torch.manual_seed(0)
+            compiled = whet.optimize(
+                network().eval(), target, example_inputs=(digits,), passes=passes, calibration=[(digits,)]
+            )
+            found[f"{target} {name}"] = folder / f"{target}-{name}.whet"
+            compiled.save(found[f"{target} {name}"])
+    return found
+
+
+@pytest.mark.parametrize("core", ["cortex-a72", "cortex-a76"])
+@pytest.mark.parametrize("kind", ["f32", "int8"])
+def test_the_numbers_of_python_on_the_same_core(
+    core: str, kind: str, bundles: dict[str, Path], cross: Path, arm_device: Path, tmp_path: Path
+) -> None:
+    bundle = bundles[f"{core} {kind}"]
+    programs = on_core(cross, core)
+    programs.output("run_bundle", bundle, bundles["x"], "--output", tmp_path / "out", "--threads", "1")
+    digits = torch.from_numpy(np.load(bundles["x"]))
+    (expected,), _ = run_on(core, arm_device, bundle, [digits])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.0.npy"), expected.numpy())
+
+
+def test_a_bundle_for_a_larger_core(bundles: dict[str, Path], cross: Path, arm_device: Path, plain: Programs) -> None:
+    """cortex-a76 on cortex-a72 would stop with an illegal instruction; on x86 it is not even the architecture."""
+    path = bundles["cortex-a76 int8"]
+    ((status, message),) = on_core(cross, "cortex-a72").verdicts("open", [path])
+    assert status == "other device" and "processor with" in message and "dotprod" in message
+    ((status, message),) = plain.verdicts("open", [path])
+    assert status == "other device" and "compiled for aarch64 linux" in message
+    refused = subprocess.run(
+        [arm_device / "py64", "-c", f"import whet; whet.load({str(path)!r})"],
+        env={**os.environ, "QCPU": "cortex-a72", "PYTHONPATH": str(Path(whet.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1 and "dotprod" in refused.stderr.splitlines()[-1]
+    with pytest.raises(whet.BundleError, match="compiled for aarch64"):
+        whet.load(path)
+
+
+@pytest.mark.parametrize("core", ["cortex-a72", "cortex-a76"])
+def test_features_are_those_that_python_finds(core: str, cross: Path, arm_device: Path) -> None:
+    code = "from whet.runtime.cpu import host_features; print(','.join(sorted(host_features())))"
+    python = subprocess.run(
+        [arm_device / "py64", "-c", code],
+        env={**os.environ, "QCPU": core, "PYTHONPATH": str(Path(whet.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert on_core(cross, core).output("drive", "features") == python.stdout
+
+
+def test_without_files_in_memory(bundles: dict[str, Path], cross: Path, tmp_path: Path) -> None:
+    """Nothing is left in the folder for temporary files, whichever way the library was loaded."""
+    ((status, message),) = on_core(cross, "cortex-a72").verdicts(
+        "open", [bundles["cortex-a72 f32"]], TMPDIR=str(tmp_path)
+    )
+    assert (status, message) == ("ok", "")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,69 @@
+"""Mutated bundles: no crash, no bad access, and the verdict that the Python runtime gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cpp.conftest import Programs
+from tests.cpp.mutations import mutated
+from tests.runtime.conftest import Model
+from whet.errors import BundleError
+from whet.runtime import read_bundle, write_bundle
+
+pytestmark = pytest.mark.timeout(1200)
+
+# Words of the Python runtime's messages, by the status of the C API.
+_STATUSES = {"format version": "newer format", "was compiled for": "other device"}
+_BATCH = 500
+
+
+@pytest.fixture(scope="module")
+def small(shrunk: Model, canary: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A bundle of a few KB: its library has the headers of a real one, and no segments."""
+    folder = tmp_path_factory.mktemp("small")
+    library = bytearray(canary.read_bytes()[:200])
+    library[56:58] = bytes(2)  # e_phnum
+    (folder / "lib.so").write_bytes(library)
+    write_bundle(folder / "m.whet", shrunk.manifest, folder / "lib.so", shrunk.weights)
+    return (folder / "m.whet").read_bytes()
+
+
+def python_verdict(path: Path) -> tuple[str, str]:
+    try:
+        read_bundle(path)
+    except BundleError as error:
+        return next((status for words, status in _STATUSES.items() if words in str(error)), "damaged"), str(error)
+    return "ok", ""
+
+
+def fuzz(small: bytes, programs: Programs, folder: Path, first: int, count: int) -> dict[str, int]:
+    """Numbers of each verdict; fails on a crash, and where the languages disagree."""
+    tally: dict[str, int] = {}
+    differences = []
+    for begin in range(first, first + count, _BATCH):
+        seeds = range(begin, min(begin + _BATCH, first + count))
+        paths = [folder / str(seed % _BATCH) for seed in seeds]
+        for seed, path in zip(seeds, paths, strict=True):
+            path.write_bytes(mutated(small, seed))
+        verdicts = programs.verdicts("verify", paths, ASAN_OPTIONS="allocator_may_return_null=1")
+        for seed, path, (status, message) in zip(seeds, paths, verdicts, strict=True):
+            expected, words = python_verdict(path)
+            tally[status] = tally.get(status, 0) + 1
+            if status != expected:
+                differences.append(f"seed {seed}: C++ {status} ({message}); Python {expected} ({words})")
+    assert not differences, "\n".join(differences[:20])
+    return tally
+
+
+def test_a_few_hundred(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
+    tally = fuzz(small, sanitized, tmp_path, 0, 400)
+    assert tally["damaged"] > 300 and tally["ok"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_thousand(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
+    tally = fuzz(small, sanitized, tmp_path, 1000, 10_000)
+    assert sum(tally.values()) == 10_000
