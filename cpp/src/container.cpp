@@ -5,7 +5,6 @@
 #include <tuple>
 
 #include "failure.hpp"
-#include "utf8.hpp"
 
 namespace whet::internal {
 namespace {

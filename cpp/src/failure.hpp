@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "utf8.hpp"
 #include "whet/whet.h"
 
 namespace whet::internal {
@@ -27,21 +28,31 @@ std::string text_of(const Parts&... parts) {
   return out.str();
 }
 
-// In quotes, at most 70 bytes of it, without bytes that would move a terminal's cursor: names come out of files.
-inline std::string in_quotes(std::string_view name) {
+// UTF-8 without bytes that would move a terminal's cursor: what is shown comes out of files.
+inline std::string printable(std::string_view text) {
   constexpr std::string_view digits = "0123456789abcdef";
-  constexpr std::size_t longest = 70;
-  std::string shown = "'";
-  for (const unsigned char byte : name.substr(0, longest)) {
-    if (byte >= 32 && byte != 127) {
-      shown += static_cast<char>(byte);
+  const bool readable = is_utf8(text);
+  std::string shown;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 32 && byte != 127 && (byte < 128 || readable)) {
+      shown += c;
       continue;
     }
     shown += "\\x";
     shown += digits[byte >> 4];
     shown += digits[byte & 15];
   }
-  return shown + (name.size() > longest ? "...'" : "'");
+  return shown;
+}
+
+// The same in quotes, at most 70 bytes of it.
+inline std::string in_quotes(std::string_view name) {
+  constexpr std::size_t longest = 70;
+  std::size_t end = name.size() > longest ? longest : name.size();
+  // Not in the middle of a character.
+  while (end < name.size() && end > 0 && (static_cast<unsigned char>(name[end]) & 0xc0) == 0x80) --end;
+  return "'" + printable(name.substr(0, end)) + (end < name.size() ? "...'" : "'");
 }
 
 }  // namespace whet::internal

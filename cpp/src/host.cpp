@@ -63,7 +63,7 @@ Elf read_elf(const std::string& library) {
 void check_host(const TargetSpec& target, const std::string& source) {
   if (target.arch != host_arch() || target.os != host_os())
     throw Failure(WHET_OTHER_DEVICE,
-                  text_of(source, " was compiled for ", target.arch, " ", target.os, " (target ", in_quotes(target.name),
+                  text_of(source, " was compiled for ", printable(target.arch), " ", printable(target.os), " (target ", in_quotes(target.name),
                           "); this device is ", host_arch(), " ", host_os(),
                           ". Compile the model again for this device"));
   std::string missing;

@@ -14,7 +14,7 @@ constexpr std::uint64_t kSizeLimit = std::uint64_t{1} << 62;
 constexpr std::size_t kLongestShown = 60;
 
 // Python writes numbers that JSON has no words for (a model may be compiled for the constant infinity). Their values
-// mean nothing here, so each becomes a number of the same length.
+// mean nothing here, so each becomes another number that is no size, of the same length.
 std::string plain_json(std::string text) {
   constexpr std::string_view words[] = {"Infinity", "NaN"};
   bool in_string = false;
@@ -29,7 +29,7 @@ std::string plain_json(std::string text) {
     if (c != 'I' && c != 'N') continue;
     for (const std::string_view word : words)
       if (text.compare(i, word.size(), word) == 0)
-        text.replace(i, word.size(), "0" + std::string(word.size() - 1, ' '));
+        text.replace(i, word.size(), "0.5" + std::string(word.size() - 3, ' '));
   }
   return text;
 }
@@ -180,13 +180,15 @@ std::optional<std::vector<std::uint64_t>> Json::sizes() const {
 std::string Json::shown() const {
   std::string out;
   show(*this, out);
-  return out.substr(0, kLongestShown);
+  return printable(std::string_view(out).substr(0, kLongestShown));
 }
 
 Json parse_json(const std::string& text) {
+  // The parser takes this byte for the end of the text.
+  if (text.find('\0') != std::string::npos) throw Malformed("is not JSON (it has a zero byte)");
   Builder builder;
   if (!nlohmann::json::sax_parse(plain_json(text), &builder))
-    throw Malformed(text_of("is not JSON (", builder.problem, ")"));
+    throw Malformed(text_of("is not JSON (", printable(builder.problem), ")"));
   return std::move(builder.root);
 }
 

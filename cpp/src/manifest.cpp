@@ -85,7 +85,7 @@ class Reader {
     const Reader inside = object(name);
     std::map<std::string, Reader> found;
     for (const auto& [key, item] : inside.value_.fields)
-      found.emplace(key, Reader(item, text_of(inside.path_, key, ".")));
+      found.emplace(key, Reader(item, text_of(inside.path_, printable(key), ".")));
     return found;
   }
 
@@ -145,14 +145,14 @@ TensorSpec read_tensor(const Reader& reader) {
       tensor.sizes.push_back(-1);
       continue;
     }
-    if (!item.is(Json::kSize)) throw Malformed(text_of(tensor.name, " has the dimension ", item.shown()));
+    if (!item.is(Json::kSize)) throw Malformed(text_of(in_quotes(tensor.name), " has the dimension ", item.shown()));
     shape += (shape.empty() ? "" : ", ") + std::to_string(item.size);
     tensor.sizes.push_back(static_cast<std::int64_t>(item.size));
     tensor.shape.emplace_back(tensor.sizes.back());
   }
   tensor.element = read_element(reader);
   tensor.type = text_of(tensor.element->longname, "[", shape, "]");
-  tensor.text = text_of(tensor.name, ": ", tensor.type);
+  tensor.text = text_of(printable(tensor.name), ": ", tensor.type);
   return tensor;
 }
 

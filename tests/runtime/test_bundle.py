@@ -224,6 +224,7 @@ def test_library_of_another_machine(affine: Model, tmp_path: Path, no_code: None
     for content, words in (
         (b"MZ" + bytes(100), "not an ELF"),
         (b"\x7fELF\2\1" + bytes(100), "another machine"),
+        (b"\x7fELF\2\1" + bytes(26) + b"\xff" * 32, "not an ELF"),
     ):
         (tmp_path / "lib.so").write_bytes(content)
         write_bundle(tmp_path / "m.whet", affine.manifest, tmp_path / "lib.so", affine.weights)

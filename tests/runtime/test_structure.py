@@ -118,6 +118,7 @@ def test_what_is_no_structure_is_refused() -> None:
         {"kind": "tuple", "items": {"0": leaf}},
         {"kind": "dict", "keys": [], "items": [leaf]},
         {"kind": "dict", "keys": [[]], "items": [leaf]},
+        {"kind": "dict", "keys": None, "items": [leaf]},
         {"kind": "namedtuple", "name": "a b", "fields": ["x"], "items": [leaf]},
         {"kind": "namedtuple", "name": "P", "fields": ["class"], "items": [leaf]},
         {"kind": "dataclass", "name": "P", "fields": ["__class__"], "items": [leaf]},

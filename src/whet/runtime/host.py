@@ -61,7 +61,8 @@ def check_library(library: bytes, target: TargetSpec, source: str) -> None:
         return
     try:
         machine, end = _elf(library)
-    except (ValueError, struct.error) as error:
+    # A place in the headers may lie beyond what can be addressed.
+    except (ValueError, OverflowError, struct.error) as error:
         raise BundleError(
             f"{source} is damaged: its library is not an ELF file ({error}). Save the bundle again"
         ) from error

@@ -67,7 +67,7 @@ class TensorSpec:
         for dim in self.shape:
             if isinstance(dim, str):
                 parse(dim)
-            elif isinstance(dim, bool) or dim < 0:
+            elif isinstance(dim, bool) or not 0 <= dim < 1 << 62:
                 raise ValueError(f"{self.name} has the dimension {dim!r}")
 
     @property

@@ -155,9 +155,9 @@ def _check(spec: Any, indices: list[int], depth: int) -> None:
         raise ValueError(f"a constant of a structure is {spec['value']!r}")
     if "items" not in wanted:
         return
-    names = spec.get("keys", spec.get("fields"))
-    if not isinstance(spec["items"], list) or (names is not None and not isinstance(names, list)):
+    if not all(isinstance(spec[name], list) for name in ("keys", "fields", "items") if name in wanted):
         raise ValueError(f"the items of a {kind} structure are not a list")
+    names = spec.get("keys", spec.get("fields"))
     if names is not None and len(names) != len(spec["items"]):
         raise ValueError(f"a {kind} structure has {len(names)} names for {len(spec['items'])} items")
     if "keys" in spec and not all(isinstance(key, _SCALARS) for key in names or ()):
