@@ -214,7 +214,7 @@ int inputs(const Words& words) {
       {x({66, 8}), mask({66, 8})},
       {x({-4, 8}), mask({4, 8})},
       {whet::Tensor(nullptr, WHET_F32, {4, 8}), mask({4, 8})},
-      {whet::Tensor(numbers.data(), static_cast<whet_dtype>(77), {4, 8}), mask({4, 8})},
+      {whet::Tensor(numbers.data(), static_cast<whet_dtype>(15), {4, 8}), mask({4, 8})},
   };
   for (const auto& given : cases) {
     try {

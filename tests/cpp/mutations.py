@@ -121,7 +121,7 @@ def _doctored(members: Members) -> Iterator[Refusal]:
         twice = zipped([(key, data) for key, data in few for _ in range(2 if key == name else 1)])
         yield Refusal(f"{name} twice", twice, "damaged", f"'{re.escape(name)}' twice")
         less = zipped([(key, data) for key, data in few if key != name])
-        yield Refusal(f"no {name}", less, "damaged", "2 members")
+        yield Refusal(f"no {name}", less, "damaged", r"2 members|no member")
     deflated = io.BytesIO()
     with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in pairs:

@@ -12,7 +12,7 @@ import torch
 
 import whet
 from benchmarks.models.small import LeNet5, LeNet300
-from tests.cpp.conftest import Programs, build
+from tests.cpp.conftest import Programs, alone, build
 from tests.e2e.test_arm import run_on
 from whet.passes import QuantizeStatic
 
@@ -23,8 +23,9 @@ pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 def cross(repository: Path, arm_device: Path) -> Path:
     """Folder of the programs for AArch64, without Python and without a userland."""
     sysroot = repository / ".cache" / "cpp" / "sysroot"
-    if not (sysroot / "usr").is_dir():
-        subprocess.run([repository / "cpp" / "setup", sysroot], check=True, capture_output=True)
+    with alone(sysroot):
+        if not (sysroot / "usr").is_dir():
+            subprocess.run([repository / "cpp" / "setup", sysroot], check=True, capture_output=True)
     options = ("-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake", f"-DWHET_SYSROOT={sysroot}")
     return build(repository, "aarch64", *options, site=arm_device / "site64")
 
@@ -79,7 +80,7 @@ def test_a_bundle_for_a_larger_core(bundles: dict[str, Path], cross: Path, arm_d
         check=False,
     )
     assert refused.returncode == 1 and "dotprod" in refused.stderr.splitlines()[-1]
-    with pytest.raises(whet.BundleError, match="compiled for aarch64"):
+    with pytest.raises(whet.errors.BundleError, match="compiled for aarch64"):
         whet.load(path)
 
 

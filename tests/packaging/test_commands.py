@@ -59,6 +59,7 @@ def clone(repository: Path, tmp_path: Path) -> Path:
     (root / ".ci").mkdir(parents=True)
     shutil.copy2(repository / ".ci" / "run", root / ".ci" / "run")
     write_program(root / "bin" / "make", PASSING_PYTEST)
+    write_program(root / "cpp" / "setup", "echo all is there")
     for tool in ("ruff", "mypy", "lint-imports"):
         write_program(root / ".venv" / "bin" / tool, f"echo {tool} is content")
     return root
