@@ -4,6 +4,8 @@
 #if defined(__x86_64__)
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdint>
@@ -131,6 +133,14 @@ std::uint64_t needed_state(Saved saved) {
   return 0;
 }
 
+// Asks Linux for the registers of the matrix unit, for all threads of this process; the answer. Their first use without
+// that is an illegal instruction (Linux, Documentation/arch/x86/xstate.rst).
+bool may_use_tiles() {
+  constexpr long request_permission = 0x1023;
+  constexpr long tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
 std::set<std::string> read_features() {
   const std::uint64_t saved = saved_state();
   std::set<std::string> features;
@@ -139,6 +149,8 @@ std::set<std::string> read_features() {
     if ((cpuid(bit.leaf, bit.subleaf)[bit.place] >> bit.number & 1) != 0 && (saved & needed) == needed)
       features.insert(bit.feature);
   }
+  if (features.count("amx-tile") != 0 && !may_use_tiles())
+    for (const char* unit : {"amx-tile", "amx-int8", "amx-bf16", "amx-fp16"}) features.erase(unit);
   return features;
 }
 

@@ -105,7 +105,9 @@ def _tensor_macros(kind: str, specs: Sequence[TensorSpec]) -> Iterator[str]:
 def source(manifest: Manifest, layout: Layout) -> str:
     """model.c: the tables of tensors, arguments and calls, and the functions of model.h."""
     used = _used(layout)
+    permission = any(feature.startswith("amx-") for feature in manifest.target.features)
     parts = [
+        _PERMISSION if permission else "",
         '#include "model.h"\n#include "runtime.h"\n\n#include <string.h>\n',
         "extern const unsigned char model_weights[];\n" if Region.WEIGHTS in used else "",
         _ARENA if Region.ARENA in used else "",
@@ -113,11 +115,33 @@ def source(manifest: Manifest, layout: Layout) -> str:
         "static int ready;\n",
         *(_tables(layout) if layout.calls else ()),
         _reset(layout.slots),
-        "int model_init(void)\n{\n    model_reset();\n    ready = 1;\n    return 0;\n}\n",
+        _init(permission),
         _run(manifest, layout),
     ]
     return "\n".join(part for part in parts if part)
 
+
+def _init(permission: bool) -> str:
+    asked = (
+        """\
+    if (syscall(SYS_arch_prctl, MODEL_REQUEST_PERMISSION, MODEL_TILE_DATA) != 0)
+        return model_fail("this system does not let programs use the matrix unit (AMX)", NULL);
+"""
+        if permission
+        else ""
+    )
+    return f"int model_init(void)\n{{\n{asked}    model_reset();\n    ready = 1;\n    return 0;\n}}\n"
+
+
+_PERMISSION: Final = """\
+/* The registers of the matrix unit are Linux's to give; without that their first use is an illegal instruction. */
+#define _DEFAULT_SOURCE
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MODEL_REQUEST_PERMISSION 0x1023
+#define MODEL_TILE_DATA 18
+"""
 
 _ARENA: Final = """\
 /* For boards with several memories: -DMODEL_ARENA='__attribute__((section(".fast")))' */

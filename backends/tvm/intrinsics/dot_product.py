@@ -208,8 +208,8 @@ def _fields(instruction: DotInstruction, form: _Form) -> dict[str, object]:
         **plain,
         **parts,
         "call": instruction_call(instruction, parts["c_load"], factors),
-        "a_term": _term(instruction, instruction.activation, form.a_element),
-        "b_term": _term(instruction, instruction.weight, "B[vi, vk]"),
+        "a_term": product_term(instruction, instruction.activation, form.a_element),
+        "b_term": product_term(instruction, instruction.weight, "B[vi, vk]"),
         "before": "" if instruction.accumulates else f"{parts['c_load']} + ",
     }
 
@@ -229,7 +229,7 @@ def _intrinsic(name: str, operands: str, dtype: str) -> str:
     return f'T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("{name}"), {operands}, dtype="{dtype}")'
 
 
-def _term(instruction: DotInstruction, dtype: str, element: str) -> str:
+def product_term(instruction: DotInstruction, dtype: str, element: str) -> str:
     """A factor of a product, as `whet.backends.tvm.kernels.dot` writes it."""
     if instruction.is_float and dtype == "int16":
         return f'T.reinterpret(T.shift_left(T.cast({element}, "uint32"), T.uint32(16)), dtype="float32")'

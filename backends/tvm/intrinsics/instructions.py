@@ -4,8 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from whet.backends.tvm.kernels.cpu import CpuTarget, has_feature
+
+
+@dataclass(frozen=True)
+class MatrixTile:
+    """The registers of a matrix unit that a kernel works on: `down` by `across` of them hold sums.
+
+    A register of activations has `rows` rows of `depth` numbers, one of weights as many by the columns of the
+    instruction: one multiplication adds `depth` products to each of its sums.
+    """
+
+    rows: int
+    depth: int
+    down: int
+    across: int
+
+    def __str__(self) -> str:
+        return f"{self.down}x{self.across}x{self.rows}x{self.depth}"
+
+    @classmethod
+    def parse(cls, text: str) -> MatrixTile:
+        """What `str` wrote."""
+        down, across, rows, depth = (int(part) for part in text.split("x"))
+        return cls(rows, depth, down, across)
 
 
 @dataclass(frozen=True)
@@ -23,6 +47,8 @@ class DotInstruction:
     `by_element` says that the instruction can take the group of activations out of one element of a register, so that
     a plain load fills it and nothing has to spread it over all lanes. `spread` is what that costs where it counts: part
     of a multiply-accumulate for each group.
+
+    `matrix` is set where the instruction is one of a matrix unit and a kernel has chosen what it works on.
     """
 
     name: str
@@ -38,6 +64,7 @@ class DotInstruction:
     products: str | None = None
     by_element: bool = False
     spread: float = 0.0
+    matrix: MatrixTile | None = None
 
     @property
     def lanes(self) -> int:
@@ -64,6 +91,8 @@ class DotInstruction:
         """Name that the tensor intrinsic is registered under."""
         if self.llvm is None:
             return None
+        if self.matrix is not None:
+            return f"whet.{self.name}.{self.activation}.{self.matrix}"
         several = self.is_float or self.is_lanewise
         return f"whet.{self.name}.{self.activation}" if several else f"whet.{self.name}"
 
@@ -130,6 +159,17 @@ LANE_INSTRUCTIONS: tuple[DotInstruction, ...] = (
 )
 
 
+# Matrix units (Intel AMX; Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18). A
+# register has at most 16 rows of 64 bytes; the sums of one are a row of activations by 16 columns.
+MATRIX_INSTRUCTIONS: tuple[DotInstruction, ...] = (
+    DotInstruction("tdpbusd", ("amx-tile", "amx-int8"), 512, 4, "uint8", "int8", "llvm.x86.tdpbusd"),
+    DotInstruction("tdpbssd", ("amx-tile", "amx-int8"), 512, 4, "int8", "int8", "llvm.x86.tdpbssd"),
+    _bfloat("tdpbf16ps", ("amx-tile", "amx-bf16"), 512, 2, "llvm.x86.tdpbf16ps"),
+)
+MATRIX_ROWS: Final = 16
+MATRIX_ROW_BYTES: Final = 64
+
+
 def reading(instruction: DotInstruction, activation: str) -> DotInstruction:
     """The instruction for activations in a buffer of this dtype ("int16" for the bits of bf16 numbers)."""
     return replace(instruction, activation=activation)
@@ -174,8 +214,24 @@ def lane_instruction(target: CpuTarget, source: str) -> DotInstruction | None:
     return None if best is None else reading(best, source)
 
 
+def matrix_instruction(target: CpuTarget, source: str) -> DotInstruction | None:
+    """The instruction of the target's matrix unit for activations of dtype `source`, None where it has none.
+
+    bf16 activations are those of a function's argument ("bfloat16"), or their bits in a copy ("int16").
+    """
+    is_float = source in ("bfloat16", "int16")
+    for instruction in _supported(MATRIX_INSTRUCTIONS, target, None):
+        if instruction.is_float == is_float and (is_float or instruction.activation == source):
+            return reading(instruction, source)
+    return None
+
+
 def instruction_of(intrinsic: str) -> DotInstruction:
     """The instruction whose tensor intrinsic has this name. Raises KeyError where none has it."""
+    _, name, *rest = intrinsic.split(".")
+    if len(rest) == 2:
+        matrix = {instruction.name: instruction for instruction in MATRIX_INSTRUCTIONS}
+        return replace(reading(matrix[name], rest[0]), matrix=MatrixTile.parse(rest[1]))
     direct = [reading(instruction, "bfloat16") for instruction in BFLOAT_INSTRUCTIONS]
     lanes = [reading(instruction, source) for instruction in LANE_INSTRUCTIONS for source in ("uint8", "int8")]
     every = (*INSTRUCTIONS, *BFLOAT_INSTRUCTIONS, *direct, *lanes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from tvm import te, tirx
@@ -31,46 +30,31 @@ from whet.backends.tvm.kernels.contraction import (
 )
 from whet.backends.tvm.kernels.conv import merged_groups, pack_conv_weight
 from whet.backends.tvm.kernels.cpu import CpuTarget
-from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
-from whet.backends.tvm.kernels.integer import operand_shift, recoding_offset
+from whet.backends.tvm.kernels.dot_plan import (
+    BFLOAT,
+    ChannelAxes,
+    DotPlan,
+    dot_term,
+    rounded_up,
+    same_extent,
+    shifted,
+)
+from whet.backends.tvm.kernels.expressions import Dimension, Expression, element_bytes, extent
+from whet.backends.tvm.kernels.integer import operand_shift
 from whet.backends.tvm.kernels.matmul import aligned, broadcast_shape
+from whet.backends.tvm.kernels.matrix import (
+    matrix_conv,
+    matrix_left,
+    matrix_linear,
+    plan_matrix_conv,
+    plan_matrix_linear,
+    plan_matrix_matmul,
+)
 from whet.backends.tvm.kernels.tiles import Tile, contraction_tile
 from whet.backends.tvm.kernels.windows import Window, border, ceil_to, clamped, floordiv, window_index
 
-BFLOAT = "bfloat16"
 # Any dtype of so many bits.
 _BY_WIDTH = {32: "int32", 64: "int64"}
-
-
-@dataclass(frozen=True)
-class DotPlan:
-    """What packing, compensation and expression of a contraction by dot instruction must agree on.
-
-    `source` is the dtype of the activations; `channels` those that one group reads, rounded up to whole
-    groups of the instruction.
-    """
-
-    tile: Tile
-    groups: int
-    instruction: DotInstruction
-    source: str
-    channels: Dimension
-
-    @property
-    def block(self) -> int:
-        """Output columns in one packed block of the weight."""
-        return self.tile.block
-
-    @property
-    def offset(self) -> int:
-        """What is added to every activation for the instruction's signedness."""
-        return recoding_offset(self.source, self.instruction)
-
-    @property
-    def recipe(self) -> str:
-        """Text that is equal for plans which pack a weight alike."""
-        instruction = self.instruction
-        return f"[{self.block},{self.groups},{self.channels},{instruction.group},{instruction.weight}]"
 
 
 def has_dot(target: CpuTarget, source: str) -> bool:
@@ -98,6 +82,10 @@ def plan_dot_conv(
     source: str = "uint8",
 ) -> DotPlan:
     """Choose instruction, tile, block and merged groups for `[N, *spatial, C]` of dtype `source`."""
+    if groups == 1 and not geometry.pointwise:
+        matrix = plan_matrix_conv(target, input_shape, out_channels, geometry, source)
+        if matrix is not None:
+            return matrix
     outputs = geometry.output_extents(input_shape[1:-1])
     # The rows of a matrix instruction share their columns, but what a group reads depends on the column.
     instruction = _instruction(target, source, 1 if groups > 1 else outputs[-1])
@@ -110,7 +98,7 @@ def plan_dot_conv(
         instruction = widening(target)
     if geometry.pointwise and merged == 1:
         return plan_dot_linear(target, input_shape, out_channels, source)
-    channels = _rounded(inputs // merged, instruction.group)
+    channels = rounded_up(inputs // merged, instruction.group)
     tile = _tile(
         target,
         instruction,
@@ -120,7 +108,7 @@ def plan_dot_conv(
         steps=math.prod(geometry.kernel),
         batch=(extent(input_shape[0]) or 1) * merged,
         exact_block=merged > 1,
-        row_bytes=_bytes(source) * channels * merged * geometry.stride[-1],
+        row_bytes=element_bytes(source) * channels * merged * geometry.stride[-1],
     )
     return DotPlan(tile, merged, instruction, source, channels)
 
@@ -151,10 +139,13 @@ def _fitting_groups(groups: int, most: int, inputs: int, outputs: int, instructi
 
 def plan_dot_linear(target: CpuTarget, shape: Sequence[Dimension], out_features: int, source: str = "uint8") -> DotPlan:
     """Choose instruction, tile and block for activations `[..., K]` of dtype `source`."""
+    matrix = plan_matrix_linear(target, shape, out_features, source)
+    if matrix is not None:
+        return matrix
     rows = _folded_rows(shape[:-1])
     instruction = _instruction(target, source, rows)
-    channels = _rounded(extent(shape[-1]) or 1, instruction.group)
-    tile = _tile(target, instruction, [rows], out_features, channels, row_bytes=_bytes(source) * channels)
+    channels = rounded_up(extent(shape[-1]) or 1, instruction.group)
+    tile = _tile(target, instruction, [rows], out_features, channels, row_bytes=element_bytes(source) * channels)
     return DotPlan(tile, 1, instruction, source, channels)
 
 
@@ -167,10 +158,13 @@ def plan_dot_matmul(
     source: str,
 ) -> DotPlan:
     """Choose instruction, tile and block of `[*batch, rows, reduction] x [*batch, reduction, columns]`."""
+    matrix = plan_matrix_matmul(target, batch, rows, columns, reduction, source)
+    if matrix is not None:
+        return matrix
     instruction = _instruction(target, source, rows, signed_weights=False)
     channels = ceil_to(reduction, instruction.group)
     count = math.prod(extent(size) or 1 for size in batch)
-    row_bytes = _bytes(source) * (extent(channels) or 0)
+    row_bytes = element_bytes(source) * (extent(channels) or 0)
     tile = _tile(target, instruction, [rows], columns, channels, batch=count, row_bytes=row_bytes)
     return DotPlan(tile, 1, instruction, source, channels)
 
@@ -215,6 +209,7 @@ def pack_dot_conv_weight(weight: torch.Tensor, plan: DotPlan, groups: int = 1) -
     """
     dtype = getattr(torch, plan.instruction.weight)
     weight = weight.view(dtype) if plan.instruction.is_float else weight
+    weight = weight.movedim(-1, 1).flatten(1, 2) if plan.unrolled else weight
     packed = pack_conv_weight(weight, plan.block, groups, plan.groups)
     inner = packed.shape[-2]
     if inner != plan.channels:
@@ -248,11 +243,15 @@ def dot_conv(
     """
     if geometry.pointwise and plan.groups == 1:
         return dot_linear(x, weight, out_features=out_channels, plan=plan, name=name)
+    if plan.instruction.matrix is not None:
+        return matrix_conv(
+            x, weight, geometry=geometry, out_channels=out_channels, plan=plan, zero_point=zero_point, name=name
+        )
     outputs = geometry.output_extents(x.shape[1:-1])
     reach = [ceil_to(count, step) for count, step in zip(outputs, plan.tile.rows, strict=True)]
     source, limits = _recoded_window(x, geometry, reach, plan, zero_point, name)
     taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(geometry.kernel)]
-    channels = _ChannelAxes(plan)
+    channels = ChannelAxes(plan)
     per_group = out_channels // plan.groups
 
     def product(batch: Sequence[Expression], rows: Sequence[Expression], column: Expression) -> Expression:
@@ -262,7 +261,7 @@ def dot_conv(
         if plan.groups > 1:
             channel = tirx.floordiv(column, per_group) * plan.channels + channel
         factor = weight[tuple(channels.weight_index(column, offsets))]
-        return _term(source[(*batch, *position, channel)], factor, plan)
+        return dot_term(source[(*batch, *position, channel)], factor, plan)
 
     reduction = [*taps, *channels.axes]
     acc = _accumulated([x.shape[0]], outputs, out_channels, reduction, product, plan, source, name)
@@ -273,6 +272,8 @@ def dot_linear(
     x: te.Tensor, weight: te.Tensor, *, out_features: int, plan: DotPlan, name: str = "dot_linear"
 ) -> te.Tensor:
     """`out[..., N] = sum_k x[..., k] * w` in 32 bits; add `compensation` as for `dot_conv`."""
+    if plan.instruction.matrix is not None:
+        return matrix_linear(x, weight, out_features=out_features, plan=plan, name=name)
     lead = list(x.shape[:-1])
     count, _ = static_suffix(lead)
     folded = max(count, min(1, len(lead)))
@@ -280,13 +281,13 @@ def dot_linear(
     row_extent = _folded_rows(lead)
     reach = ceil_to(row_extent, plan.tile.rows[0])
     source = _recoded(x, plan, plan.offset, name)
-    channels = _ChannelAxes(plan)
+    channels = ChannelAxes(plan)
     kernel = [0] * (len(weight.shape) - (3 if plan.instruction.group == 1 else 4))
 
     def product(outer: Sequence[Expression], row: Sequence[Expression], column: Expression) -> Expression:
         position = unflatten_index(clamped(row[0], row_extent, reach), tail)
         factor = weight[tuple(channels.weight_index(column, kernel))]
-        return _term(source[(*outer, *position, channels.channel)], factor, plan)
+        return dot_term(source[(*outer, *position, channels.channel)], factor, plan)
 
     acc = _accumulated(batch, [row_extent], out_features, channels.axes, product, plan, source, name, max(1, folded))
 
@@ -318,15 +319,15 @@ def dot_matmul(
     )
     rows, columns = a.shape[-2], b.shape[-2] if transpose_b else b.shape[-1]
     batch = broadcast_shape(a.shape[:-2], b.shape[:-2])
-    left = _recoded(a, plan, shifts[0], name)
+    left = _recoded(a, plan, shifts[0], name) if plan.instruction.matrix is None else matrix_left(a, plan, name)
     right = _packed(b, plan, shifts[1], transpose_b, name)
     reach = ceil_to(rows, plan.tile.rows[0])
-    channels = _ChannelAxes(plan)
+    channels = ChannelAxes(plan)
 
     def product(outer: Sequence[Expression], row: Sequence[Expression], column: Expression) -> Expression:
-        item = left[(*aligned(outer, a.shape[:-2]), clamped(row[0], rows, reach), channels.channel)]
+        item = left[(*aligned(outer, a.shape[:-2]), clamped(row[0], left.shape[-2], reach), channels.channel)]
         factor = right[(*aligned(outer, b.shape[:-2]), *channels.weight_index(column, []))]
-        return _term(item, factor, plan)
+        return dot_term(item, factor, plan)
 
     acc = _accumulated(batch, [rows], columns, channels.axes, product, plan, left, name)
     # Shifted by sa and sb: sum (a - za) (b - zb) = sum a' b' - za' sum b' - zb' sum a' + K za' zb', where sum a' is
@@ -358,8 +359,8 @@ def _packed(b: te.Tensor, plan: DotPlan, shift: int, transposed: bool, name: str
         outer, (part, step, lane) = index[: len(b.shape) - 2], index[len(b.shape) - 2 : len(b.shape) + 1]
         k = step * group + index[-1] if group > 1 else step
         column = clamped(part * block + lane, columns, ceil_to(columns, block))
-        value = _shifted(b[(*outer, column, k) if transposed else (*outer, k, column)], plan.instruction.weight, shift)
-        return value if _same(terms, plan.channels) else tirx.if_then_else(k < terms, value, zero)
+        value = shifted(b[(*outer, column, k) if transposed else (*outer, k, column)], plan.instruction.weight, shift)
+        return value if same_extent(terms, plan.channels) else tirx.if_then_else(k < terms, value, zero)
 
     parts, steps = floordiv(ceil_to(columns, block), block), floordiv(plan.channels, group)
     shape = (*b.shape[:-2], parts, steps, block, *([group] if group > 1 else []))
@@ -405,58 +406,10 @@ def _accumulated(
     )
 
 
-def _term(item: Expression, factor: Expression, plan: DotPlan) -> Expression:
-    """One product, in the words of the tensor intrinsic's description (`whet.backends.tvm.intrinsics.dot_product`)."""
-    left, right = (_widened(value, plan.instruction) for value in (item, factor))
-    return left * right
-
-
-def _widened(value: Expression, instruction: DotInstruction) -> Expression:
-    if not instruction.is_float or str(value.dtype) == BFLOAT:
-        return value.astype(instruction.total)
-    bits = tirx.shift_left(value.astype("uint32"), tirx.const(16, "uint32"))
-    return tirx.reinterpret("float32", bits)
-
-
-class _ChannelAxes:
-    """The reduction over input channels: one axis, or groups and the elements of a group."""
-
-    def __init__(self, plan: DotPlan) -> None:
-        self._plan = plan
-        group = plan.instruction.group
-        outer = te.reduce_axis((0, floordiv(plan.channels, group)), "ic")
-        self.axes: list[tirx.IterVar] = [outer]
-        self.channel: Expression = outer.var
-        if group > 1:
-            inner = te.reduce_axis((0, group), "q")
-            self.axes.append(inner)
-            self.channel = outer.var * group + inner.var
-
-    def weight_index(self, column: Expression, taps: Sequence[Expression]) -> list[Expression]:
-        """Index into the packed weight for an output column and kernel taps."""
-        block = self._plan.block
-        lane = tirx.floormod(column, block)
-        last = [lane] if len(self.axes) == 1 else [lane, self.axes[1].var]
-        return [tirx.floordiv(column, block), *taps, self.axes[0].var, *last]
-
-
 def _folded_rows(lead: Sequence[Dimension]) -> Dimension:
     """The row extent of a flattened activation: its known trailing dimensions, else its last one."""
     count, rows = static_suffix(lead)
     return rows if count or not lead else lead[-1]
-
-
-def _rounded(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
-def _bytes(dtype: str) -> int:
-    return 2 if dtype == BFLOAT else 1
-
-
-def _same(left: Dimension, right: Dimension) -> bool:
-    """Whether two extents are known to be equal."""
-    return extent(left) is not None and extent(left) == extent(right)
 
 
 def _times(size: Dimension, factor: int) -> Expression:
@@ -467,24 +420,15 @@ def _times(size: Dimension, factor: int) -> Expression:
     return (known * factor + 2**31) % 2**32 - 2**31
 
 
-def _shifted(value: Expression, dtype: str, shift: int) -> Expression:
-    """A number in the dtype that the instruction takes, with `shift` added on the way; the bits of a bf16 one."""
-    if str(value.dtype) == BFLOAT:
-        return tirx.reinterpret(dtype, value)
-    if shift == 0:
-        return value.astype(dtype)
-    return (value.astype("int16") + tirx.const(shift, "int16")).astype(dtype)
-
-
 def _recoded(x: te.Tensor, plan: DotPlan, shift: int, name: str) -> te.Tensor:
     """`x` in the instruction's dtype with its channels rounded up; `x` itself where nothing has to change."""
     dtype, known, grown = plan.instruction.activation, x.shape[-1], plan.channels * plan.groups
-    whole = _same(known, grown) or plan.instruction.group == 1
+    whole = same_extent(known, grown) or plan.instruction.group == 1
     if whole and shift == 0 and (str(x.dtype) == dtype or _readable(x, plan.instruction)):
         return x
 
     def element(*index: Expression) -> Expression:
-        value = _shifted(x[index], dtype, shift)
+        value = shifted(x[index], dtype, shift)
         return value if whole else tirx.if_then_else(index[-1] < known, value, tirx.const(0, dtype))
 
     return te.compute((*x.shape[:-1], grown), element, name=f"{name}_recode", attrs=roles.stage())
@@ -508,10 +452,10 @@ def _recoded_window(
     known, channels = x.shape[-1], plan.channels * plan.groups
 
     def element(*index: Expression) -> Expression:
-        inside, shifted = grown.source(index[1:-1])
-        if not _same(known, channels):
+        inside, position = grown.source(index[1:-1])
+        if not same_extent(known, channels):
             inside.append(index[-1] < known)
-        value = _shifted(x[(index[0], *shifted, index[-1])], dtype, plan.offset)
+        value = shifted(x[(index[0], *position, index[-1])], dtype, plan.offset)
         return tirx.if_then_else(tirx.all(*inside), value, fill) if inside else value
 
     shape = (x.shape[0], *grown.sizes, channels)

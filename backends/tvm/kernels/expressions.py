@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import tvm
 from tvm import tirx
 
 Expression: TypeAlias = Any
@@ -20,3 +21,8 @@ def extent(dimension: Dimension) -> int | None:
     if isinstance(dimension, tirx.IntImm):
         return int(dimension.value)
     return None
+
+
+def element_bytes(dtype: str) -> int:
+    """Bytes that one number takes up. Raises ValueError for a dtype that TVM has not got."""
+    return int(-(-tvm.runtime.DataType(dtype).bits // 8))

@@ -5,7 +5,8 @@
 
 - `ROLE` is on every stage that is not plain element-wise work:
     - `ANCHOR`: the one stage that holds the arithmetic; `KIND` says which rule knows it.
-    - `STAGE`: a copy (padding, packing) that must be materialized before the anchor reads it.
+    - `STAGE`: a copy (padding, packing) that must be materialized before the anchor reads it. With `FOLDED` its readers
+      go on from one line to the next: the two axes before its last one become one.
   A stage without a role is element-wise: the rules inline it.
 - A contraction anchor (`KIND` is `CONTRACTION`) iterates over `[*batch, *rows, column, *reduction]`; its rows
   and its columns are padded to whole tiles. `ROWS` lists the tile extent of each row axis, `BLOCK` that of
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 
 ROLE = "whet.role"
 KIND = "whet.kind"
+FOLDED = "whet.folded"
 ROWS = "whet.rows"
 BLOCK = "whet.block"
 FLATTENED = "whet.flattened"
@@ -37,9 +39,9 @@ DEPTHWISE = "depthwise"
 Attributes = dict[str, str | int | list[int]]
 
 
-def stage() -> Attributes:
-    """Annotations of a copy that is computed before the anchor."""
-    return {ROLE: STAGE}
+def stage(folded: bool = False) -> Attributes:
+    """Annotations of a copy that is computed before the anchor; `folded`: two of its axes are to be one."""
+    return {ROLE: STAGE, FOLDED: 1} if folded else {ROLE: STAGE}
 
 
 def contraction(

@@ -11,7 +11,6 @@ from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
 from whet.backends.tvm.kernels.decisions import DIRECT, chosen_algorithm
 from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
 from whet.backends.tvm.kernels.dot import (
-    BFLOAT,
     dot_conv,
     dot_linear,
     dot_matmul,
@@ -23,6 +22,7 @@ from whet.backends.tvm.kernels.dot import (
     plan_dot_linear,
     plan_dot_matmul,
 )
+from whet.backends.tvm.kernels.dot_plan import BFLOAT
 from whet.backends.tvm.kernels.linear import linear, linear_tile, pack_linear_weight
 from whet.backends.tvm.kernels.matmul import broadcast_shape, matmul, matmul_tile
 from whet.backends.tvm.kernels.windows import Window, window

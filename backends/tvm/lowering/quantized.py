@@ -14,8 +14,13 @@ from whet.backends.tvm.lowering.half import named, widened
 from whet.ir.dimensions import same_dim
 from whet.ir.graph import Operation, Value
 from whet.ir.target import Target
+from whet.ir.types import DType
 
 Scaled = Callable[[Any, Any], Any]
+
+_ROUNDING = 1.5 * 2**23
+"""A number of f32 whose last place is one; its own lowest 16 bits are zero."""
+_ROUNDED_BITS = 2**15
 
 
 def rounded_product(target: Target, x: Any, y: Any) -> Any:
@@ -53,25 +58,39 @@ def _quantizing(c: LoweringContext, operation: Operation, scaled: Scaled) -> te.
     """
     x, scale, zero_point = (operation.operand(slot) for slot in range(3))
     dtype, axis = operation.attributes["dtype"], operation.attributes["axis"]
-    low, high = (tirx.const(float(bound), "float32") for bound in dtype.integer_range)
     c.tensor(x)
 
     number = not x.type.dtype.is_float or never_nan(c, x)
 
     def element(*index: Any) -> Any:
-        offset = c.read(zero_point, parameter_index(zero_point, axis, index)).astype("float32")
-        factor = c.read(scale, parameter_index(scale, axis, index))
+        place = parameter_index(zero_point, axis, index)
+        offset = c.read(zero_point, place).astype("int32")
+        value = scaled(widened(c.read(x, index)), c.read(scale, parameter_index(scale, axis, index)))
 
-        def saturated(code: Any) -> Any:
-            return tirx.max(tirx.min(code, high), low).astype("int32").astype(tvm_dtype(dtype))
+        def code(held: Any) -> Any:
+            return _code(c.target, held, offset, dtype).astype(tvm_dtype(dtype))
 
-        code = tirx.nearbyint(scaled(widened(c.read(x, index)), factor)) + offset
         if number:
             # without a name the loop stays one that TVM vectorizes
-            return saturated(code)
-        return named("code", code, lambda held: saturated(tirx.Select(tirx.isnan(held), offset, held)))
+            return code(value)
+        return named("value", value, lambda held: code(tirx.Select(tirx.isnan(held), tirx.const(0, "float32"), held)))
 
     return te.compute(c.dims(operation.result.type.shape), element, name=operation.name)
+
+
+def _code(target: Target, value: Any, offset: Any, dtype: DType) -> Any:
+    """sat(rne(value) + offset) as an int32 whose lowest bits are the code; `value` is a number.
+
+    The bounds are whole numbers, so that a value may be held between them before it is rounded. Adding 1.5 · 2²³
+    then rounds it, to nearest and ties to even, into the lowest bits of the sum: one addition in place of rounding and
+    conversion. Between the product and the sum stand two comparisons: they cannot be fused.
+    """
+    shift = offset.astype("float32")
+    low, high = (tirx.const(float(bound), "float32") - shift for bound in dtype.integer_range)
+    held = tirx.max(tirx.min(value, high), low)
+    if target.kind != "cpu" or max(abs(bound) for bound in dtype.integer_range) > _ROUNDED_BITS:
+        return tirx.nearbyint(held).astype("int32") + offset
+    return tirx.reinterpret("int32", held + tirx.const(_ROUNDING, "float32")) + offset
 
 
 def never_nan(c: LoweringContext, value: Value) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import tvm
 import tvm_ffi
@@ -17,6 +17,9 @@ BlockHandle: TypeAlias = Any
 """A block of a schedule (TVM's SBlockRV); it dies when the block is inlined."""
 LoopHandle: TypeAlias = Any
 """A loop of a schedule (TVM's LoopRV)."""
+
+IMPORT_LLVM: Final = "pragma_import_llvm"
+"""TVM's annotation of a loop: LLVM code that the function with this loop is linked with."""
 
 _SPATIAL = 0
 _REDUCTION = 2
@@ -107,7 +110,7 @@ _SCALAR_CALLS = frozenset(
     f"tirx.{name}"
     for name in (
         "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "copysign", "erf", "fmod", "hypot", "isfinite",
-        "isinf", "isnan", "ldexp", "log1p", "nearbyint", "nextafter", "rsqrt", "call_extern", "call_pure_extern",
+        "isinf", "ldexp", "log1p", "nextafter", "rsqrt", "call_extern", "call_pure_extern",
     )
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget
 from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for
 from whet.backends.tvm.schedule.blocks import (
+    IMPORT_LLVM,
     BlockHandle,
     LoopHandle,
     Schedule,
@@ -27,6 +28,7 @@ from whet.backends.tvm.schedule.blocks import (
     output_blocks,
 )
 from whet.backends.tvm.schedule.elementwise import schedule_elementwise
+from whet.backends.tvm.schedule.matrix import schedule_matrix
 from whet.backends.tvm.schedule.tiled import (
     Nest,
     fuse_epilogue,
@@ -40,8 +42,6 @@ from whet.backends.tvm.schedule.tiled import (
 
 # Which operand of the product a contraction reads first.
 _ACTIVATIONS = 0
-_IMPORT = "pragma_import_llvm"
-"""TVM's word for LLVM code that the function with this loop is linked with."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,12 @@ def schedule_contraction(sch: Schedule, anchor: BlockHandle, final: BlockHandle 
     name = annotation(sch, anchor, roles.INTRINSIC)
     if name is None:
         _schedule_products(sch, anchor, final, target)
+        return
+    instruction = instruction_of(str(name))
+    if instruction.matrix is None:
+        _schedule_dots(sch, anchor, final, target, instruction)
     else:
-        _schedule_dots(sch, anchor, final, target, instruction_of(str(name)))
+        schedule_matrix(sch, anchor, final, target, instruction)
 
 
 def _schedule_products(sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, target: CpuTarget) -> None:
@@ -114,7 +118,7 @@ def _schedule_dots(
     initialize(sch, anchor, nest, vector_loops=len(vector) - 1)
     code = imported_code(instruction)
     if code is not None:
-        sch.annotate(sch.get_loops(anchor)[0], _IMPORT, code)
+        sch.annotate(sch.get_loops(anchor)[0], IMPORT_LLVM, code)
     sch.tensorize(vector[0], register(instruction))
 
 

@@ -126,7 +126,7 @@ def fuse_epilogue(
     if final is not None and 2 * step >= width:
         sch.reverse_compute_at(final, tile)
         sch.set_scope(anchor, 0, "local")
-        _write_out_unrolled(sch, final, tile, step)
+        write_out(sch, final, tile, step, unrolled=True)
         return
     copy = sch.cache_write(anchor, 0, "local")
     sch.reverse_compute_at(copy, tile)
@@ -135,7 +135,7 @@ def fuse_epilogue(
         # run: the tile goes to the stack in vectors, and the epilogue is a loop over it.
         sch.reverse_compute_at(final, tile)
         sch.set_scope(copy, 0, "local")
-    _write_out_unrolled(sch, copy, tile, width)
+    write_out(sch, copy, tile, width, unrolled=True)
 
 
 def _columns(sch: Schedule, block: BlockHandle) -> int | None:
@@ -144,8 +144,11 @@ def _columns(sch: Schedule, block: BlockHandle) -> int | None:
     return extent(sch.get(block).iter_vars[spatial - 1].dom.extent)
 
 
-def _write_out_unrolled(sch: Schedule, block: BlockHandle, tile: LoopHandle, step: int) -> None:
-    """Unroll and vectorize the loops of a block below the tile loop, `step` lanes at a time."""
+def write_out(sch: Schedule, block: BlockHandle, tile: LoopHandle, step: int, *, unrolled: bool = False) -> None:
+    """Vectorize the loops of a block below the tile loop, `step` lanes at a time, and unroll those over columns.
+
+    With `unrolled` those over rows too: what is in registers has no index that varies.
+    """
     loops = list(sch.get_loops(block))
     names = [loop_name(sch, loop) for loop in loops]
     rows, inner = loops[names.index(loop_name(sch, tile)) + 1 : -1], loops[-1]
@@ -153,7 +156,7 @@ def _write_out_unrolled(sch: Schedule, block: BlockHandle, tile: LoopHandle, ste
     if step > 1 and can_vectorize(sch, inner):
         inner, vector = sch.split(inner, [None, step])
         sch.vectorize(vector)
-    for loop in (*rows, inner):
+    for loop in (*(rows if unrolled else ()), inner):
         sch.unroll(loop)
 
 
@@ -161,12 +164,25 @@ def schedule_producers(sch: Schedule, anchor: BlockHandle, final: BlockHandle, t
     """Schedule every other stage (padding, packing, sums, what comes before) on its own in front of the anchor."""
     own = {block_name(sch, anchor), block_name(sch, final)}
     for block in all_blocks(sch):
+        if annotation(sch, block, roles.FOLDED) is not None:
+            _fold_lines(sch, block)
+    for block in all_blocks(sch):
         if block_name(sch, block) in own:
             continue
         if is_elementwise(sch, block):
             schedule_elementwise(sch, block, target)
         elif is_reduction(sch, block):
             schedule_reduction(sch, block, target)
+
+
+def _fold_lines(sch: Schedule, block: BlockHandle) -> None:
+    """Make one dimension of the two before the last one of what a block writes."""
+    *_, size, _ = sch.get(block).writes[0].source.shape
+
+    def flat(*index: tirx.Var) -> list[object]:
+        return [*index[:-3], index[-3] * size + index[-2], index[-1]]
+
+    sch.transform_layout(block, ("write", 0), flat)
 
 
 def initialize(sch: Schedule, anchor: BlockHandle, nest: Nest, vector_loops: int = 1) -> None:

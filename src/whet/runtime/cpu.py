@@ -93,6 +93,10 @@ _ARM_HWCAP: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType(
     }
 )  # fmt: skip
 _ARM_HWCAP2: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType({0: ("aes",), 3: ("sha2",), 4: ("crc",)})
+# arch/x86/include/uapi/asm/prctl.h
+_ARCH_PRCTL: Final = 158
+_ARCH_REQ_XCOMP_PERM: Final = 0x1023
+_XFEATURE_XTILEDATA: Final = 18
 _AT_HWCAP: Final = 16
 _AT_HWCAP2: Final = 26
 
@@ -163,7 +167,18 @@ def hwcap_features(arch: str, hwcap: int, hwcap2: int) -> frozenset[str]:
 
 
 def _linux_x86() -> frozenset[str]:
-    return x86_features(Path("/proc/cpuinfo").read_text())
+    features = x86_features(Path("/proc/cpuinfo").read_text())
+    units = frozenset(feature for feature in features if feature.startswith("amx-"))
+    return features if not units or _may_use_tiles() else features - units
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the registers of the matrix unit (AMX), for all threads of this process; the answer.
+
+    Their first use without that is an illegal instruction (Linux, Documentation/arch/x86/xstate.rst).
+    """
+    libc = ctypes.CDLL(None)
+    return bool(libc.syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
 
 
 def _linux_arm() -> frozenset[str]:

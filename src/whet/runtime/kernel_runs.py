@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from whet.runtime.cpu import host_features
 from whet.runtime.dtypes import DTYPES
 from whet.runtime.library import load_runtime, tvm_ffi
 from whet.runtime.safetensors import RawTensor
@@ -47,6 +48,8 @@ def run_kernel(
         outputs: (dtype, shape) of each.
         weights: numbers of the arguments that are weights, which are read from memory and not from a cache.
     """
+    # Asking is what makes the registers of a matrix unit usable.
+    host_features()
     device = TensorDevice("cpu")
     given = [device.put_raw(argument) for argument in arguments]
     empty = [RawTensor(dtype, np.zeros(shape, DTYPES[dtype].storage)) for dtype, shape in outputs]

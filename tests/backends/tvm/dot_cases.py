@@ -27,10 +27,12 @@ NEOVERSE_N2 = replace(
     features=("bf16", "crc", "dotprod", "fp-armv8", "fullfp16", "i8mm", "lse", "neon", "rcpc", "rdm"),
 )
 PLAIN = replace(CATALOGUE["avx2"], name="plain", features=("avx",))
+SAPPHIRE_RAPIDS = CATALOGUE["sapphire-rapids"]
 INTEGER_TARGETS = {
-    target.name: target for target in (_VNNI, VNNI_256, ALDER_LAKE, CATALOGUE["avx512"], CATALOGUE["avx2"], PLAIN)
+    target.name: target
+    for target in (SAPPHIRE_RAPIDS, _VNNI, VNNI_256, ALDER_LAKE, CATALOGUE["avx512"], CATALOGUE["avx2"], PLAIN)
 }
-BFLOAT_TARGETS = {target.name: target for target in (COOPER_LAKE, COOPER_LAKE_256)}
+BFLOAT_TARGETS = {target.name: target for target in (SAPPHIRE_RAPIDS, COOPER_LAKE, COOPER_LAKE_256)}
 
 DTYPES = {"u8": torch.uint8, "i8": torch.int8}
 _generator = torch.Generator().manual_seed(3)
@@ -52,11 +54,11 @@ def small(*shape: int) -> Tensor:
     return torch.randint(-16, 17, shape, generator=_generator).to(torch.bfloat16)
 
 
-def _window(padding: int = 0, stride: int = 1, groups: int = 1, rank: int = 2) -> dict[str, object]:
+def _window(padding: int = 0, stride: int = 1, groups: int = 1, rank: int = 2, dilation: int = 1) -> dict[str, object]:
     return {
         "padding": ((padding, padding),) * rank,
         "stride": (stride,) * rank,
-        "dilation": (1,) * rank,
+        "dilation": (dilation,) * rank,
         "groups": groups,
         "layout": "channels_last",
     }
@@ -76,15 +78,32 @@ CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]] = {
     "depthwise": ((9, 9, 24), (24, 1, 3, 3), _window(1, 2, groups=24)),
     "depthwise, whole vectors": ((9, 8, 64), (64, 1, 3, 3), _window(1, groups=64)),
     "1d": ((21, 12), (20, 12, 5), _window(2, rank=1)),
+    # what a matrix unit loads in phases, in several registers, or with the taps of a line side by side
+    "dilated": ((13, 12, 32), (32, 32, 3, 3), _window(2, dilation=2)),
+    "strided": ((17, 16, 48), (80, 48, 3, 3), _window(1, 2)),
+    "strided pointwise": ((12, 9, 80), (32, 80, 1, 1), _window(0, 2)),
+    "wide stem": ((30, 31, 3), (32, 3, 7, 7), _window(3, 2)),
+    "small and deep": ((7, 7, 192), (64, 192, 3, 3), _window(1)),
+    "many pixels": ((16, 16, 64), (48, 64, 1, 1), _window()),
+    "strided 1d": ((64, 24), (40, 24, 8), _window(3, 4, rank=1)),
+    "3d": ((5, 6, 7, 16), (32, 16, 3, 3, 3), _window(1, rank=3)),
 }
 # (activations, weights)
-LINEARS = (((1, 64), (40, 64)), ((7, 37), (19, 37)), ((2, 9, 64), (96, 64)), ((50,), (33, 50)), ((3, 130), (5, 130)))
+LINEARS = (
+    ((1, 64), (40, 64)),
+    ((7, 37), (19, 37)),
+    ((2, 9, 64), (96, 64)),
+    ((50,), (33, 50)),
+    ((3, 130), (5, 130)),
+    ((5, 8, 72), (24, 72)),
+)
 # (left, right)
 MATMULS = (
     ((2, 3, 17, 32), (2, 3, 32, 48)),
     ((4, 12, 13), (4, 13, 21)),
     ((1, 2, 1, 40), (1, 2, 40, 16)),
     ((2, 5, 16), (16, 24)),
+    ((2, 34, 70), (2, 70, 33)),
 )
 
 
@@ -138,20 +157,25 @@ def exact(sample: Sample) -> Tensor:
     y = right.long() - int(sample.attributes.get("y_zero_point", 0))
     bias = sample.operands[2] if len(sample.operands) > 2 else None
     if sample.op.startswith("conv"):
-        total = _convolved(x, y, **{key: sample.attributes[key] for key in ("padding", "stride", "groups")})
+        total = _convolved(x, y, **{key: sample.attributes[key] for key in ("padding", "stride", "dilation", "groups")})
     else:
         total = x @ (y if sample.op.startswith("matmul") else y.T)
     return total if bias is None else total + bias.long()
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, padding: tuple[tuple[int, int], ...], stride: tuple[int, ...], groups: int
+    x: Tensor,
+    weight: Tensor,
+    padding: tuple[tuple[int, int], ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
 ) -> Tensor:
     """`x[N, *spatial, C]`, centered: zeros pad it."""
     amounts = [amount for pair in reversed(padding) for amount in pair]
     windows = torch.nn.functional.pad(x, (0, 0, *amounts))
-    for axis, (size, step) in enumerate(zip(weight.shape[2:], stride, strict=True)):
-        windows = windows.unfold(1 + axis, size, step)
+    for axis, (size, step, between) in enumerate(zip(weight.shape[2:], stride, dilation, strict=True)):
+        windows = windows.unfold(1 + axis, (size - 1) * between + 1, step)[..., ::between]
     # [N, *outputs, C, *kernel] -> [N, *outputs, group, C / groups * kernel]
     lead = windows.shape[: 1 + len(stride)]
     rows = windows.reshape(*lead, groups, -1)
