@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.conftest import Model
 from whet.errors import BundleError
-from whet.runtime import read_bundle, write_bundle, write_secret_key
+from whet.runtime import load, read_bundle, write_bundle, write_secret_key
 from whet.runtime import sealing as module
 from whet.runtime.container import Stored
 from whet.runtime.keys import TAG_BYTES, Aead, SecretKey
@@ -188,3 +191,44 @@ def test_reading_anywhere(tmp_path: Path) -> None:
         assert file.read(size) == whole[first : first + size]
     for name, stored in file.members.items():
         assert whole[stored.offset : stored.offset + stored.size] == data[name]
+
+
+def test_the_code_comes_to_no_disk(
+    affine: Model, counter: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One module after the other and at the same time: none is taken for another."""
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: pytest.fail("a folder was made"))
+    for name, model in (("affine", affine), ("counter", counter)):
+        write_bundle(tmp_path / name, model.manifest, model.library, model.weights, encrypt=KEY.raw)
+    x, mask = np.ones((2, 8), "f4"), np.ones((2, 8), bool)
+    before = len(os.listdir("/proc/self/fd"))
+    held = []
+    for _ in range(5):
+        first, second = (load(tmp_path / name, key=KEY.raw) for name in ("affine", "counter"))
+        np.testing.assert_array_equal(first(x, mask=mask)["rest"][0], ~mask)
+        np.testing.assert_array_equal(second(np.ones(4, "f4"))[0], np.array([3, 4, 5, 6], "f4"))
+        held = [first, second]
+    assert len(os.listdir("/proc/self/fd")) == before and held
+
+
+def test_a_system_without_files_in_memory(affine: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code then lies in a folder that is closed to others, and is gone once it is loaded."""
+    modes = []
+    make = tempfile.TemporaryDirectory
+
+    class Noting(make):  # type: ignore[type-arg, valid-type, misc]
+        def __enter__(self) -> str:
+            modes.append(stat.S_IMODE(os.stat(self.name).st_mode))
+            return str(super().__enter__())
+
+    def refused(*_: object) -> int:
+        raise OSError(38, "no memfd_create here")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Noting)
+    monkeypatch.setattr(os, "memfd_create", refused)
+    write_bundle(tmp_path / "m", affine.manifest, affine.library, affine.weights, encrypt=KEY.raw)
+    load(tmp_path / "m", key=KEY.raw)
+    assert modes == [0o700] and list((tmp_path / "temporary").iterdir()) == []

@@ -53,6 +53,7 @@ class Bundle:
     manifest: Manifest
     library: bytes
     weights: Mapping[str, RawTensor]
+    encrypted: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def read_bundle(
         if PACKED in part.members:
             weights |= _read_packed(part, manifest.members[PACKED], weights)
     check_weights(manifest, weights, str(path))
-    return Bundle(manifest, library, weights)
+    return Bundle(manifest, library, weights, part.sealed is not None)
 
 
 def check_weights(manifest: Manifest, weights: Mapping[str, RawTensor], path: str) -> None:

@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from whet.errors import BundleError, TargetError
-from whet.runtime.bundle import Trusted, read_bundle
+from whet.runtime.bundle import Bundle, Trusted, read_bundle
 from whet.runtime.device_code import accept_device_code
 from whet.runtime.keys import KeySource
 from whet.runtime.library import load_runtime, runtime_function, tvm_ffi
+from whet.runtime.library_file import folder_file, secret_file
 from whet.runtime.manifest import TargetSpec
 from whet.runtime.session import LoadedModule, Main, Program
 
@@ -57,7 +58,7 @@ def load(
     target = bundle.manifest.target
     load_runtime(target.device, beside)
     _check_device(target, str(path))
-    machine = _load_library(bundle.library, str(path))
+    machine = _load_library(bundle, str(path))
     factory = _machine(machine, target.device, observer)
     program = Program(factory, bundle.manifest, bundle.weights, threads, beside=beside)
     return LoadedModule(bundle.manifest, lambda: program)
@@ -80,15 +81,12 @@ def _check_device(target: TargetSpec, source: str) -> None:
         )
 
 
-def _load_library(library: bytes, source: str) -> Any:
-    """What makes the virtual machine of a shared library. The system loads libraries from files only, so it
-    lies in a folder of its own, closed to other users, while it is opened.
-    """
+def _load_library(bundle: Bundle, source: str) -> Any:
+    """What makes the virtual machine of a shared library; one that was encrypted is loaded out of memory."""
     try:
-        with tempfile.TemporaryDirectory(prefix="whet-") as folder:
-            path = Path(folder) / "lib.so"
-            path.write_bytes(library)
-            return tvm_ffi().load_module(str(path))["vm_load_executable"]
+        with (secret_file if bundle.encrypted else folder_file)(bundle.library) as path:
+            # By the name of the loader: a file in memory has no extension to tell it by.
+            return runtime_function("ffi.Module.load_from_file.so")(path, "so")["vm_load_executable"]
     except OSError as error:
         raise BundleError(
             f"cannot load {source}: its library could not be unpacked in {tempfile.gettempdir()} ({error}). "
