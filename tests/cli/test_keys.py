@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,14 @@ def test_a_board_gets_no_encrypted_bundle(folder: Path) -> None:
     compiled.save("m.whet", encrypt="secret")
     with pytest.raises(whet.errors.DecryptionError, match="on the device that holds its key"):
         whet.Device("rpc://127.0.0.1:1", key="x").load("m.whet")
+
+
+def test_the_commands_of_the_documentation(folder: Path, capsys: pytest.CaptureFixture[str], repository: Path) -> None:
+    page = (repository / "docs" / "devices.md").read_text(encoding="utf-8")
+    block = page[page.index("whet keygen release") :].split("```")[0]
+    (folder / "model.py").write_text(MODEL)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(lines) == 6
+    for program, *arguments in lines:
+        assert program == "whet"
+        assert main(arguments) == 0, capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import stat
 import subprocess
 import zipfile
@@ -45,6 +46,12 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Private and public key."""
     write_signing_key(tmp_path / "ours")
     return tmp_path / "ours", tmp_path / "ours.pub"
+
+
+@pytest.fixture
+def openssl() -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("the program openssl is missing")
 
 
 def saved(model: Model, path: Path, **options: Any) -> Path:
@@ -214,6 +221,7 @@ def test_verify_tells_what_it_found(affine: Model, pair: tuple[Path, Path], tmp_
         whet.verify_bundle(path, trusted=pair[1])
 
 
+@pytest.mark.usefixtures("openssl")
 def test_keys_of_openssl(affine: Model, tmp_path: Path) -> None:
     command = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "k.pem"]
     subprocess.run(command, check=True, capture_output=True)
@@ -251,6 +259,7 @@ def test_private_keys_are_their_owners_alone(tmp_path: Path) -> None:
         write_secret_key(tmp_path / "none" / "b")
 
 
+@pytest.mark.usefixtures("openssl")
 def test_what_is_no_key(affine: Model, pair: tuple[Path, Path], tmp_path: Path) -> None:
     private, public = pair
     path = saved(affine, tmp_path / "m.whet")
