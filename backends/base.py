@@ -19,10 +19,11 @@ from whet.passes.base import Progress, silent
 from whet.passes.report import PassReport
 from whet.passes.report import Report as PassesReport
 from whet.remote import Device, RemoteModule
-from whet.runtime.bundle import write_bundle
+from whet.runtime.keys import KeySource
 from whet.runtime.manifest import Manifest
 from whet.runtime.session import LoadedModule, Program
 from whet.runtime.storage_report import StorageReport, storage_of
+from whet.runtime.writing import write_bundle
 
 
 class Backend(Protocol):
@@ -128,18 +129,24 @@ class CompiledModule(LoadedModule):
             return self.on(device).benchmark(*args, repeat=repeat, **kwargs)
         return super().benchmark(*args, repeat=repeat, **kwargs)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, sign: KeySource | None = None, encrypt: KeySource | None = None
+    ) -> None:
         """Write the bundle that `whet.load` runs: one file with manifest, code and weights.
 
-        Raises BundleError where the path cannot be written (nothing is left there then), TargetError where no
-        linker for the target is found, BackendError for a backend or target without a loadable form.
+        `sign` is an Ed25519 private key (a PEM file, or its contents), `encrypt` a key that the device holds (a file of
+        32 bytes, or these): docs/devices.md says what each protects.
+
+        Raises BundleError where the path cannot be written (nothing is left there then), BundleKeyError for what is no
+        key, TargetError where no linker for the target is found, BackendError for a backend or target without a
+        loadable form.
         """
         if self._export_library is None:
             raise BackendError(f"the {self._report.backend} backend makes no code for {self._report.target} to save")
         with tempfile.TemporaryDirectory(prefix="whet-") as folder:
             library = Path(folder) / "lib.so"
             self._export_library(library)
-            write_bundle(path, self.manifest, library, self.weights)
+            write_bundle(path, self.manifest, library, self.weights, sign=sign, encrypt=encrypt)
 
     def export_c(self, folder: str | os.PathLike[str]) -> StaticProgram:
         """Write the model as a static program, for devices without Python, TVM or an operating system.

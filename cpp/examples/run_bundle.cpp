@@ -2,6 +2,7 @@
 //
 //     run_bundle model.whet                                     what it takes and gives
 //     run_bundle model.whet x.npy mask.npy --output y           runs it; writes y.0.npy, y.1.npy, ...
+//     run_bundle model.whet x.npy --trust release.pub --key device.key      signed and encrypted ones
 //     run_bundle model.whet x.raw --repeat 100 --threads 4      bytes as they lie in memory; times 100 calls
 #include <algorithm>
 #include <chrono>
@@ -20,13 +21,15 @@ struct Options {
   std::string bundle, output;
   std::vector<std::string> inputs;
   int threads = 0, repeat = 0;
+  whet::Keys keys;
 };
 
 Options parse(const std::vector<std::string>& words) {
   Options options;
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
-    const bool valued = word == "--output" || word == "--threads" || word == "--repeat";
+    const bool valued = word == "--output" || word == "--threads" || word == "--repeat" || word == "--trust" ||
+                        word == "--key";
     if (valued && i + 1 == words.size()) throw std::invalid_argument(word + " wants a value");
     if (word == "--output") {
       options.output = words[++i];
@@ -34,6 +37,10 @@ Options parse(const std::vector<std::string>& words) {
       options.threads = std::stoi(words[++i]);
     } else if (word == "--repeat") {
       options.repeat = std::stoi(words[++i]);
+    } else if (word == "--trust") {
+      options.keys.trust(words[++i]);
+    } else if (word == "--key") {
+      options.keys.decrypt_with(words[++i]);
     } else if (options.bundle.empty()) {
       options.bundle = word;
     } else {
@@ -41,7 +48,8 @@ Options parse(const std::vector<std::string>& words) {
     }
   }
   if (options.bundle.empty())
-    throw std::invalid_argument("usage: run_bundle BUNDLE [INPUT.npy | INPUT.raw]... [--output PREFIX] [--threads N] [--repeat N]");
+    throw std::invalid_argument("usage: run_bundle BUNDLE [INPUT.npy | INPUT.raw]... [--output PREFIX] [--threads N] "
+                                "[--repeat N] [--trust PUBLIC]... [--key FILE]");
   return options;
 }
 
@@ -74,7 +82,7 @@ void time_calls(whet::Module& model, const std::vector<whet::Tensor>& inputs, in
 }
 
 void run(const Options& options) {
-  whet::Module model(options.bundle, options.threads);
+  whet::Module model(options.bundle, options.threads, options.keys);
   const std::vector<whet::Spec> specs = model.inputs();
   std::cout << "target " << model.target() << "\n";
   for (const whet::Spec& spec : specs) std::cout << "input  " << spec.text << "\n";

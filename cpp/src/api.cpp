@@ -1,6 +1,7 @@
 // The C API: exceptions become codes and messages here.
 #include "whet/whet.h"
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <string>
@@ -13,6 +14,7 @@
 #include "processor.hpp"
 #include "program.hpp"
 
+using whet::internal::Access;
 using whet::internal::Element;
 using whet::internal::Failure;
 using whet::internal::Program;
@@ -87,7 +89,8 @@ void run(Session& session, const whet_tensor* inputs, std::size_t count, whet_re
 }
 
 const char* const kStatusNames[] = {"ok",        "cannot read", "damaged",   "newer format", "other device",
-                                    "cannot load", "bad input",   "no memory", "run failed"};
+                                    "cannot load", "bad input",   "no memory", "run failed",   "not trusted",
+                                    "wrong key",   "no cryptography"};
 
 }  // namespace
 
@@ -117,18 +120,44 @@ const char* whet_processor_features(void) {
   return text.c_str();
 }
 
-whet_status whet_verify(const char* path) {
+whet_status whet_verify(const char* path) { return whet_verify_with(path, nullptr); }
+
+whet_status whet_verify_with(const char* path, const whet_keys* keys) {
   return guarded([&] {
     require(path, "path");
-    whet::internal::read_bundle(path);
+    whet::internal::read_bundle(path, Access::of(keys));
+  });
+}
+
+int whet_has_cryptography(void) { return whet::internal::has_crypto() ? 1 : 0; }
+
+whet_status whet_read_public_key(const char* path, uint8_t* key) {
+  return guarded([&] {
+    require(path, "path");
+    require(key, "key");
+    const whet::internal::Key found = whet::internal::read_public_key(path);
+    std::copy(found.begin(), found.end(), key);
+  });
+}
+
+whet_status whet_read_key(const char* path, uint8_t* key) {
+  return guarded([&] {
+    require(path, "path");
+    require(key, "key");
+    const whet::internal::Key found = whet::internal::read_secret_key(path);
+    std::copy(found.begin(), found.end(), key);
   });
 }
 
 whet_status whet_open(const char* path, int threads, whet_module** module) {
+  return whet_open_with(path, threads, nullptr, module);
+}
+
+whet_status whet_open_with(const char* path, int threads, const whet_keys* keys, whet_module** module) {
   return guarded([&] {
     require(path, "path");
     require(module, "module");
-    const std::shared_ptr<Program> program = Program::load(path, threads);
+    const std::shared_ptr<Program> program = Program::load(path, threads, Access::of(keys));
     *module = new whet_module{{program, program->initial_state()}};
   });
 }

@@ -1,8 +1,9 @@
 #include "bundle.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <new>
-#include <set>
+#include <optional>
 
 #include "checksum.hpp"
 #include "container.hpp"
@@ -10,28 +11,40 @@
 #include "host.hpp"
 #include "packed.hpp"
 #include "safetensors.hpp"
+#include "sealing.hpp"
+#include "signature.hpp"
 
 namespace whet::internal {
 namespace {
 
 const std::string kLibrary = "lib.so", kWeights = "weights.safetensors", kPacked = "weights.packed",
-                  kManifest = "manifest.json";
+                  kManifest = "manifest.json", kSealedManifest = "manifest.sealed", kSignature = "signature";
 constexpr std::uint64_t kManifestLimit = std::uint64_t{64} << 20;
-constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
 constexpr const char* kNoChecksum = "does not have its checksum (sha256)";
 
 using Members = std::map<std::string, Stored>;
 
-// Reads the members of one file; every complaint names the file and the member.
+std::string hex_sha256(const std::string& data) {
+  Sha256 digest;
+  digest.update(data.data(), data.size());
+  return digest.hex();
+}
+
+// Reads the members of one file; every complaint names the file and the member. A manifest is read once: what was
+// verified is what is parsed, whatever happens to the file meanwhile.
 class Loader {
  public:
-  explicit Loader(const std::string& path) : path_(path), file_(path) {
+  Loader(const std::string& path, const Access& access) : path_(path), file_(path) {
     try {
-      members_ = read_container(file_, {kLibrary, kWeights, kManifest}, {kPacked});
+      members_ = read_container(file_, {kLibrary, kWeights, kManifest}, {kPacked, kSealedManifest, kSignature});
     } catch (const Malformed& error) {
       throw Failure(WHET_DAMAGED,
                     text_of(path, " is not a whole bundle: ", error.what(), ". Copy or save it again"));
     }
+    manifest_text_ = manifest_text();
+    const std::optional<Signature> signed_by = signature();
+    if (access.trusted) check_signature(signed_by, manifest_text_, *access.trusted, path_);
+    open(access.key);
   }
 
   Bundle bundle() {
@@ -61,33 +74,95 @@ class Loader {
     }
   }
 
-  Manifest manifest() const {
+  std::string manifest_text() const {
     const Stored& stored = members_.at(kManifest);
     if (stored.size > kManifestLimit) throw damaged(kManifest, text_of("claims ", stored.size, " bytes"));
-    Manifest found = reading(kManifest, [&] {
-      const std::string text = file_.read(stored.offset, static_cast<std::size_t>(stored.size));
+    return reading(kManifest, [&] {
+      std::string text = file_.read(stored.offset, static_cast<std::size_t>(stored.size));
       if (crc32(text.data(), text.size()) != stored.crc32) throw Malformed("does not have its checksum");
-      return parse_manifest(text, path_);
+      return text;
     });
-    bool same = found.members.size() + 1 == members_.size();
-    for (const auto& [name, member] : found.members) same = same && name != kManifest && members_.count(name) != 0;
-    if (!same) throw damaged(kManifest, "describes other members");
-    for (const auto& [name, member] : found.members)
-      if (member.size != members_.at(name).size)
-        throw damaged(name, text_of("has ", members_.at(name).size, " bytes, the manifest says ", member.size));
+  }
+
+  std::optional<Signature> signature() const {
+    const auto found = members_.find(kSignature);
+    if (found == members_.end()) return std::nullopt;
+    return reading(kSignature, [&] {
+      const Stored& stored = found->second;
+      if (stored.size != kSignatureSize)
+        throw Malformed(text_of("has ", stored.size, " bytes in place of ", kSignatureSize));
+      const std::string text = file_.read(stored.offset, kSignatureSize);
+      if (crc32(text.data(), text.size()) != stored.crc32) throw Malformed("does not have its checksum");
+      return std::optional(parse_signature(text));
+    });
+  }
+
+  // From here on the members are those of the ordinary bundle that an encrypted one holds.
+  void open(const std::optional<Key>& key) {
+    if (members_.count(kSealedManifest) == 0) {
+      if (key) throw Failure(WHET_WRONG_KEY, text_of(path_, " is not encrypted, and a key was given: it takes none"));
+      return;
+    }
+    const SealHeader header = reading(kManifest, [&] { return parse_seal_header(manifest_text_, path_); });
+    check_members(header.members);
+    if (!key)
+      throw Failure(WHET_WRONG_KEY,
+                    text_of(path_, " is encrypted with the key ", printable(header.key_id), ": give this key"));
+    if (secret_key_id(*key) != header.key_id)
+      throw Failure(WHET_WRONG_KEY, text_of(path_, " is encrypted with the key ", printable(header.key_id),
+                                            "; the key given is ", secret_key_id(*key)));
+    manifest_text_ = sealed_manifest(header, *key);
+    Members sealed = members_;
+    for (const std::string& name : {kManifest, kSealedManifest, kSignature}) sealed.erase(name);
+    opened_ = reading("a member", [&] { return std::make_unique<OpenedFile>(file_, sealed, *key, header.salt); });
+    source_ = opened_.get();
+    members_ = opened_->members();
+    members_[kManifest] = {};
+    readable_target_ = header.target;
+  }
+
+  // It has the checksums of all other members before they were sealed: with its own checksum in the readable manifest,
+  // whoever signed that has signed all of them.
+  std::string sealed_manifest(const SealHeader& header, const Key& key) const {
+    const Stored& stored = members_.at(kSealedManifest);
+    if (stored.size > kManifestLimit) throw damaged(kSealedManifest, text_of("claims ", stored.size, " bytes"));
+    return reading(kSealedManifest, [&] {
+      const std::string sealed = file_.read(stored.offset, static_cast<std::size_t>(stored.size));
+      if (hex_sha256(sealed) != header.members.at(kSealedManifest).sha256) throw Malformed(kNoChecksum);
+      return open_sealed(MemberCipher(key, header.salt, kSealedManifest), sealed);
+    });
+  }
+
+  Manifest manifest() const {
+    Manifest found = reading(kManifest, [&] { return parse_manifest(manifest_text_, path_); });
+    check_members(found.members);
+    if (readable_target_ && !(found.target == *readable_target_))
+      throw damaged(kSealedManifest, text_of("is for ", in_quotes(found.target.name),
+                                             ", which its readable manifest does not say"));
     return found;
   }
 
-  std::string library(const Member& member) const {
-    const Stored& stored = members_.at(kLibrary);
-    return reading(kLibrary, [&] {
-      std::string data = file_.read(stored.offset, static_cast<std::size_t>(stored.size));
-      Sha256 digest;
-      digest.update(data.data(), data.size());
-      if (digest.hex() != member.sha256) throw Malformed(kNoChecksum);
+  void check_members(const std::map<std::string, Member>& said) const {
+    bool same = said.size() + 1 + members_.count(kSignature) == members_.size();
+    for (const auto& [name, member] : said)
+      same = same && name != kManifest && name != kSignature && members_.count(name) != 0;
+    if (!same) throw damaged(kManifest, "describes other members");
+    for (const auto& [name, member] : said)
+      if (member.size != members_.at(name).size)
+        throw damaged(name, text_of("has ", members_.at(name).size, " bytes, the manifest says ", member.size));
+  }
+
+  // A whole member, which has its checksum.
+  std::string contents(const std::string& name, const Member& member) const {
+    const Stored& stored = members_.at(name);
+    return reading(name, [&] {
+      std::string data = source_->read(stored.offset, static_cast<std::size_t>(stored.size));
+      if (hex_sha256(data) != member.sha256) throw Malformed(kNoChecksum);
       return data;
     });
   }
+
+  std::string library(const Member& member) const { return contents(kLibrary, member); }
 
   // Every tensor straight to its place in one block of memory. A mapped file would save this read, but a bundle
   // overwritten in place would then crash the running process.
@@ -97,7 +172,7 @@ class Loader {
       Sha256 digest;
       std::uint64_t position = stored.offset;
       const auto take = [&](void* place, std::uint64_t size) {
-        file_.read(position, place, static_cast<std::size_t>(size));
+        source_->read(position, place, static_cast<std::size_t>(size));
         digest.update(place, static_cast<std::size_t>(size));
         position += size;
       };
@@ -136,21 +211,12 @@ class Loader {
     }
   }
 
-  // The checksum is held against the whole member first: what is expanded is what was written.
+  // The member is taken into memory, so that what is expanded is what has the checksum.
   void packed(const Member& member, std::map<std::string, RawTensor>& weights) const {
-    const Stored& stored = members_.at(kPacked);
-    reading(kPacked, [&] {
-      Sha256 digest;
-      for (std::uint64_t done = 0; done < stored.size; done += kPiece) {
-        const std::uint64_t size = std::min(kPiece, stored.size - done);
-        const std::string piece = file_.read(stored.offset + done, static_cast<std::size_t>(size));
-        digest.update(piece.data(), piece.size());
-      }
-      if (digest.hex() != member.sha256) throw Malformed(kNoChecksum);
-    });
+    const std::string data = contents(kPacked, member);
     if (!member.expanded) throw damaged(kManifest, text_of("does not say what ", kPacked, " expands to"));
     try {
-      read_packed(file_, stored.offset, stored.size, *member.expanded, weights);
+      read_packed(MemoryFile(data), 0, data.size(), *member.expanded, weights);
     } catch (const Malformed& error) {
       throw damaged(kPacked, text_of("is not what it should be (", error.what(), ")"));
     } catch (const std::bad_alloc&) {
@@ -179,10 +245,16 @@ class Loader {
   std::string path_;
   File file_;
   Members members_;
+  std::string manifest_text_;
+  // Of an encrypted bundle: the members as they are opened, and what the readable manifest says.
+  std::unique_ptr<OpenedFile> opened_;
+  std::optional<TargetSpec> readable_target_;
+  // Where the members lie.
+  const Readable* source_ = &file_;
 };
 
 }  // namespace
 
-Bundle read_bundle(const std::string& path) { return Loader(path).bundle(); }
+Bundle read_bundle(const std::string& path, const Access& access) { return Loader(path, access).bundle(); }
 
 }  // namespace whet::internal

@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 
+#include "keys.hpp"
 #include "manifest.hpp"
 #include "memory.hpp"
 
@@ -16,7 +17,8 @@ struct Bundle {
   std::map<std::string, RawTensor> weights;
 };
 
-// Read and check the whole bundle for this device; load nothing, write nothing. Throws Failure.
-Bundle read_bundle(const std::string& path);
+// Read and check the whole bundle for this device; load nothing, write nothing. The signature is checked first, where
+// keys are trusted. Throws Failure.
+Bundle read_bundle(const std::string& path, const Access& access);
 
 }  // namespace whet::internal

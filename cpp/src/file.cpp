@@ -54,7 +54,12 @@ void File::read(std::uint64_t offset, void* place, std::size_t count) const {
   }
 }
 
-std::string File::read(std::uint64_t offset, std::size_t count) const {
+void MemoryFile::read(std::uint64_t offset, void* place, std::size_t count) const {
+  if (offset > data_.size() || count > data_.size() - offset) throw Malformed("ends too early");
+  if (count != 0) std::memcpy(place, data_.data() + offset, count);
+}
+
+std::string Readable::read(std::uint64_t offset, std::size_t count) const {
   std::string data(count, '\0');
   read(offset, data.data(), count);
   return data;

@@ -4,7 +4,7 @@
 #include <set>
 
 #include "failure.hpp"
-#include "json.hpp"
+#include "reader.hpp"
 #include "structure.hpp"
 
 namespace whet::internal {
@@ -13,117 +13,12 @@ namespace {
 const std::set<std::string> kDevices = {"cpu", "cuda"};
 constexpr std::size_t kHexDigits = 64;
 
-// A JSON object whose fields are taken out by name and type; Malformed names the path of a wrong one.
-class Reader {
- public:
-  Reader(const Json& value, std::string path) : value_(value), path_(std::move(path)) {
-    if (!value.is(Json::kTable)) throw Malformed(text_of(path_.empty() ? "the manifest" : path_, " is not an object"));
-  }
-
-  const std::string& path() const { return path_; }
-
-  std::int64_t integer(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kSize)) throw wrong(name);
-    return static_cast<std::int64_t>(found.size);
-  }
-
-  std::optional<std::int64_t> optional_integer(const char* name) const {
-    return get(name).is(Json::kNull) ? std::nullopt : std::optional(integer(name));
-  }
-
-  std::string text(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kText)) throw wrong(name);
-    return found.text;
-  }
-
-  std::optional<std::string> optional_text(const char* name) const {
-    return get(name).is(Json::kNull) ? std::nullopt : std::optional(text(name));
-  }
-
-  const std::vector<Json>& list(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kList)) throw wrong(name);
-    return found.items;
-  }
-
-  std::vector<std::string> texts(const char* name) const {
-    std::vector<std::string> found;
-    for (const Json& item : list(name)) {
-      if (!item.is(Json::kText)) throw Malformed(text_of(path_, name, " has an item of another type"));
-      found.push_back(item.text);
-    }
-    return found;
-  }
-
-  std::vector<std::int64_t> numbers(const char* name) const {
-    std::vector<std::int64_t> found;
-    for (const Json& item : list(name)) {
-      if (!item.is(Json::kSize)) throw Malformed(text_of(path_, name, " has an item of another type"));
-      found.push_back(static_cast<std::int64_t>(item.size));
-    }
-    return found;
-  }
-
-  Reader object(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kTable)) throw wrong(name);
-    return {found, text_of(path_, name, ".")};
-  }
-
-  std::vector<Reader> objects(const char* name) const {
-    std::vector<Reader> found;
-    for (const Json& item : list(name)) {
-      if (!item.is(Json::kTable)) throw Malformed(text_of(path_, name, " has an item of another type"));
-      found.emplace_back(item, text_of(path_, name, "[", found.size(), "]."));
-    }
-    return found;
-  }
-
-  std::map<std::string, Reader> table(const char* name) const {
-    const Reader inside = object(name);
-    std::map<std::string, Reader> found;
-    for (const auto& [key, item] : inside.value_.fields)
-      found.emplace(key, Reader(item, text_of(inside.path_, printable(key), ".")));
-    return found;
-  }
-
-  const Json& json() const { return value_; }
-
- private:
-  const Json& get(const char* name) const { return value_[name]; }
-
-  Malformed wrong(const char* name) const { return Malformed(text_of(path_, name, " is ", get(name).shown())); }
-
-  const Json& value_;
-  std::string path_;
-};
-
 bool is_feature(const std::string& name) {
   const auto fits = [](unsigned char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
   };
   const bool begins = !name.empty() && fits(name[0]) && name[0] != '.' && name[0] != '_' && name[0] != '-';
   return begins && std::all_of(name.begin(), name.end(), fits);
-}
-
-TargetSpec read_target(const Reader& reader) {
-  TargetSpec target;
-  target.name = reader.text("name");
-  reader.text("triple");
-  target.arch = reader.text("arch");
-  target.os = reader.text("os");
-  target.features = reader.texts("features");
-  target.device = reader.text("device");
-  reader.optional_text("device_arch");
-  if (kDevices.count(target.device) == 0)
-    throw Malformed(text_of("target.device is ", in_quotes(target.device), "; known are cpu, cuda"));
-  for (const std::string& feature : target.features)
-    if (!is_feature(feature))
-      throw Malformed(
-          text_of("target.features has ", in_quotes(feature), "; a feature is LLVM's name without + or -"));
-  return target;
 }
 
 const Element* read_element(const Reader& reader) {
@@ -172,18 +67,6 @@ Range read_range(const Reader& reader) {
   return range;
 }
 
-Member read_member(const Reader& reader) {
-  Member member;
-  member.sha256 = reader.text("sha256");
-  const bool hex = member.sha256.size() == kHexDigits &&
-                   member.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
-  if (!hex) throw Malformed(text_of(reader.path(), "sha256 is ", in_quotes(member.sha256)));
-  member.size = static_cast<std::uint64_t>(reader.integer("size"));
-  const auto expanded = reader.optional_integer("expanded");
-  if (expanded) member.expanded = static_cast<std::uint64_t>(*expanded);
-  return member;
-}
-
 // The structures of the pair (positional arguments, keyword arguments) and of the outputs.
 void check_structures(const Reader& top, const Manifest& manifest) {
   const Json& inputs = top.object("input_structure").json();
@@ -229,6 +112,36 @@ Manifest read(const Reader& top, const std::string& source) {
 }
 
 }  // namespace
+
+TargetSpec read_target(const Reader& reader) {
+  TargetSpec target;
+  target.name = reader.text("name");
+  target.triple = reader.text("triple");
+  target.arch = reader.text("arch");
+  target.os = reader.text("os");
+  target.features = reader.texts("features");
+  target.device = reader.text("device");
+  target.device_arch = reader.optional_text("device_arch");
+  if (kDevices.count(target.device) == 0)
+    throw Malformed(text_of("target.device is ", in_quotes(target.device), "; known are cpu, cuda"));
+  for (const std::string& feature : target.features)
+    if (!is_feature(feature))
+      throw Malformed(
+          text_of("target.features has ", in_quotes(feature), "; a feature is LLVM's name without + or -"));
+  return target;
+}
+
+Member read_member(const Reader& reader) {
+  Member member;
+  member.sha256 = reader.text("sha256");
+  const bool hex = member.sha256.size() == kHexDigits &&
+                   member.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (!hex) throw Malformed(text_of(reader.path(), "sha256 is ", in_quotes(member.sha256)));
+  member.size = static_cast<std::uint64_t>(reader.integer("size"));
+  const auto expanded = reader.optional_integer("expanded");
+  if (expanded) member.expanded = static_cast<std::uint64_t>(*expanded);
+  return member;
+}
 
 bool Range::holds(std::int64_t size) const {
   return min <= size && (!max || size <= *max) && size % multiple_of == 0;

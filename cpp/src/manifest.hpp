@@ -11,13 +11,20 @@
 
 #include "dimension.hpp"
 #include "element.hpp"
+#include "reader.hpp"
 
 namespace whet::internal {
 
 // The device that a bundle was compiled for; features by LLVM's names.
 struct TargetSpec {
-  std::string name, arch, os, device;
+  std::string name, triple, arch, os, device;
   std::vector<std::string> features;
+  std::optional<std::string> device_arch;
+
+  bool operator==(const TargetSpec& other) const {
+    return name == other.name && triple == other.triple && arch == other.arch && os == other.os &&
+           device == other.device && features == other.features && device_arch == other.device_arch;
+  }
 };
 
 using Dim = std::variant<std::int64_t, Expression>;
@@ -69,6 +76,10 @@ struct Manifest {
 // `source` is the file that the text comes out of. Throws Malformed where it is no JSON, Failure(WHET_NEWER_FORMAT)
 // for a newer format, Failure(WHET_DAMAGED) that names the field for everything else.
 Manifest parse_manifest(const std::string& text, const std::string& source);
+
+// Parts of it that other manifests have too. Throw Malformed.
+TargetSpec read_target(const Reader& reader);
+Member read_member(const Reader& reader);
 
 // Used wherever a shape is shown: "[2, 8]".
 std::string shape_text(const std::vector<std::int64_t>& shape);

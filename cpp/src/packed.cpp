@@ -55,7 +55,7 @@ struct Contents {
   std::uint64_t blocks_at;
 };
 
-Contents read_header(const File& file, std::uint64_t offset, std::uint64_t size) {
+Contents read_header(const Readable& file, std::uint64_t offset, std::uint64_t size) {
   if (size < kHeaderSizes) throw Malformed("ends too early");
   const std::string sizes = file.read(offset, kHeaderSizes);
   const std::uint64_t stored = little_endian(sizes, 0), length = little_endian(sizes, 8);
@@ -70,7 +70,7 @@ Contents read_header(const File& file, std::uint64_t offset, std::uint64_t size)
 // Expands a block when a stream of it is asked for, and lets go of it after the last one.
 class Blocks {
  public:
-  Blocks(const File& file, std::uint64_t start, const std::vector<Block>& blocks)
+  Blocks(const Readable& file, std::uint64_t start, const std::vector<Block>& blocks)
       : file_(file), blocks_(blocks), held_(blocks.size()), taken_(blocks.size()) {
     for (const Block& block : blocks) {
       starts_.push_back(start);
@@ -105,7 +105,7 @@ class Blocks {
   }
 
  private:
-  const File& file_;
+  const Readable& file_;
   const std::vector<Block>& blocks_;
   std::vector<std::uint64_t> starts_;
   std::vector<Bytes> held_;
@@ -214,7 +214,7 @@ void fill(const PackedTensor& tensor, Blocks& blocks, std::uint8_t* place) {
 
 }  // namespace
 
-void read_packed(const File& file, std::uint64_t offset, std::uint64_t size, std::uint64_t expanded,
+void read_packed(const Readable& file, std::uint64_t offset, std::uint64_t size, std::uint64_t expanded,
                  std::map<std::string, RawTensor>& weights) {
   const auto [header, start] = read_header(file, offset, size);
   if (header.nbytes != expanded)

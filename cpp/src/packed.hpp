@@ -27,7 +27,7 @@ namespace whet::internal {
 
 // Add to `weights` the tensors of the packed member at file[offset : offset + size]; a tensor may be the same as one
 // that is there already. `expanded` is what the manifest says that they take. Throws Malformed, std::bad_alloc.
-void read_packed(const File& file, std::uint64_t offset, std::uint64_t size, std::uint64_t expanded,
+void read_packed(const Readable& file, std::uint64_t offset, std::uint64_t size, std::uint64_t expanded,
                  std::map<std::string, RawTensor>& weights);
 
 }  // namespace whet::internal

@@ -92,12 +92,12 @@ tvm::ffi::Function function_of(const tvm::ffi::Module& module, const char* name)
 
 }  // namespace
 
-std::shared_ptr<Program> Program::load(const std::string& path, int threads) {
-  return std::shared_ptr<Program>(new Program(path, threads));
+std::shared_ptr<Program> Program::load(const std::string& path, int threads, const Access& access) {
+  return std::shared_ptr<Program>(new Program(path, threads, access));
 }
 
-Program::Program(const std::string& path, int threads) {
-  Bundle bundle = read_bundle(path);
+Program::Program(const std::string& path, int threads, const Access& access) {
+  Bundle bundle = read_bundle(path, access);
   manifest_ = std::move(bundle.manifest);
   if (manifest_.target.device != "cpu")
     throw Failure(WHET_OTHER_DEVICE, text_of(path, " was compiled for ", manifest_.target.device,

@@ -9,6 +9,7 @@
 #include <tvm/ffi/function.h>
 #include <vector>
 
+#include "keys.hpp"
 #include "library.hpp"
 #include "manifest.hpp"
 
@@ -20,7 +21,7 @@ using Tensors = std::vector<Tensor>;
 class Program {
  public:
   // Read, check and load a bundle. Throws Failure.
-  static std::shared_ptr<Program> load(const std::string& path, int threads);
+  static std::shared_ptr<Program> load(const std::string& path, int threads, const Access& access);
   ~Program();
 
   const Manifest& manifest() const { return manifest_; }
@@ -29,7 +30,7 @@ class Program {
   Tensors run(const whet_tensor* inputs, std::size_t count, Tensors& state);
 
  private:
-  Program(const std::string& path, int threads);
+  Program(const std::string& path, int threads, const Access& access);
   Tensors call(const Tensors& inputs, const Tensors& state);
 
   Manifest manifest_;

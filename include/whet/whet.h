@@ -32,7 +32,10 @@ typedef enum whet_status {
   WHET_CANNOT_LOAD = 5,  /* the system refuses to load the code */
   WHET_BAD_INPUT = 6,    /* an input of another type or shape than the model takes; impossible arguments */
   WHET_NO_MEMORY = 7,
-  WHET_RUN_FAILED = 8    /* the compiled code reported an error */
+  WHET_RUN_FAILED = 8,   /* the compiled code reported an error */
+  WHET_NOT_TRUSTED = 9,  /* not signed by a trusted key, or changed after it was signed */
+  WHET_WRONG_KEY = 10,   /* encrypted, and the key is missing or another; or a key for a bundle that is not encrypted */
+  WHET_NO_CRYPTOGRAPHY = 11 /* keys were given to a runtime that was built without libcrypto */
 } whet_status;
 
 /* Element types. bfloat16 is two bytes, the upper half of a float32; bool is one byte, 0 or 1. */
@@ -91,6 +94,27 @@ WHET_API whet_status whet_verify(const char* path);
 /* Check a bundle as whet_verify does, then load its code. `threads` is the number of cores that all compiled code of
  * this process uses, 0 for what the process has; at first TVM_NUM_THREADS where it is set, else the physical cores. */
 WHET_API whet_status whet_open(const char* path, int threads, whet_module** module);
+/* Keys of bundles. `trusted` are Ed25519 public keys (RFC 8032), 32 bytes each, one after the other, of which one must
+ * have signed the bundle; NULL: it need not be signed. `key` are the 32 bytes that it is encrypted with
+ * (ChaCha20-Poly1305, RFC 8439); NULL: only a bundle that is not encrypted is taken, otherwise only one that is. */
+#define WHET_KEY_BYTES 32
+typedef struct whet_keys {
+  const uint8_t* trusted;
+  size_t trusted_count;
+  const uint8_t* key;
+} whet_keys;
+
+/* As whet_verify and whet_open; a signature is checked before anything of the bundle is used. `keys` may be NULL. */
+WHET_API whet_status whet_verify_with(const char* path, const whet_keys* keys);
+WHET_API whet_status whet_open_with(const char* path, int threads, const whet_keys* keys, whet_module** module);
+/* Read a key into 32 bytes: a public one from a PEM file, one for encryption from a file with 32 bytes, raw or as
+ * hexadecimal digits. */
+WHET_API whet_status whet_read_public_key(const char* path, uint8_t* key);
+WHET_API whet_status whet_read_key(const char* path, uint8_t* key);
+/* Whether this runtime was built with libcrypto; without it, the functions that take keys return
+ * WHET_NO_CRYPTOGRAPHY. */
+WHET_API int whet_has_cryptography(void);
+
 /* NULL is allowed, here and in the functions that free. Sessions and results of a module outlive it. */
 WHET_API void whet_close(whet_module* module);
 

@@ -7,6 +7,7 @@
 #ifndef WHET_WHET_HPP_
 #define WHET_WHET_HPP_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -174,13 +175,52 @@ class Session {
   std::unique_ptr<whet_session, decltype(&whet_session_close)> session_;
 };
 
+// Keys that bundles are opened with: files, or bytes that come from elsewhere (a secure element).
+class Keys {
+ public:
+  using Bytes = std::array<std::uint8_t, WHET_KEY_BYTES>;
+
+  // One of the trusted keys must have signed the bundle: a PEM file with an Ed25519 public key, or its 32 bytes.
+  Keys& trust(const std::string& path) {
+    Bytes key{};
+    check(whet_read_public_key(path.c_str(), key.data()));
+    return trust(key);
+  }
+  Keys& trust(const Bytes& key) {
+    trusted_.insert(trusted_.end(), key.begin(), key.end());
+    return *this;
+  }
+  // What the bundle is encrypted with: a file of 32 bytes, raw or hexadecimal, or these bytes.
+  Keys& decrypt_with(const std::string& path) {
+    check(whet_read_key(path.c_str(), key_.data()));
+    has_key_ = true;
+    return *this;
+  }
+  Keys& decrypt_with(const Bytes& key) {
+    key_ = key;
+    has_key_ = true;
+    return *this;
+  }
+
+  whet_keys view() const {
+    return {trusted_.empty() ? nullptr : trusted_.data(), trusted_.size() / WHET_KEY_BYTES,
+            has_key_ ? key_.data() : nullptr};
+  }
+
+ private:
+  std::vector<std::uint8_t> trusted_;
+  Bytes key_{};
+  bool has_key_ = false;
+};
+
 // A loaded model. Calls of the module itself share one session; `session()` makes independent ones.
 class Module {
  public:
   // `threads`: cores that all compiled code of this process uses; 0: those it has, at first the physical ones.
-  explicit Module(const std::string& path, int threads = 0) : module_(nullptr, whet_close) {
+  explicit Module(const std::string& path, int threads = 0, const Keys& keys = {}) : module_(nullptr, whet_close) {
+    const whet_keys given = keys.view();
     whet_module* opened = nullptr;
-    check(whet_open(path.c_str(), threads, &opened));
+    check(whet_open_with(path.c_str(), threads, &given, &opened));
     module_.reset(opened);
   }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from whet.ir.target import Target
     from whet.ir.target import target_names as targets
     from whet.remote import Device
-    from whet.runtime import load
+    from whet.runtime import load, sign_bundle, verify_bundle
 
 
 __all__ = [
@@ -34,7 +34,9 @@ __all__ = [
     "optimize",
     "passes",
     "save_fat",
+    "sign_bundle",
     "targets",
+    "verify_bundle",
 ]
 
 # name -> (module, attribute); no attribute: the module itself
@@ -48,7 +50,9 @@ _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "optimize": ("whet.api", "optimize"),
     "passes": ("whet.passes", None),
     "save_fat": ("whet.api", "save_fat"),
+    "sign_bundle": ("whet.runtime", "sign_bundle"),
     "targets": ("whet.ir.target", "target_names"),
+    "verify_bundle": ("whet.runtime", "verify_bundle"),
 }
 
 

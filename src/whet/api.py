@@ -20,7 +20,8 @@ from whet.passes.data import Source
 from whet.passes.manager import PassManager
 from whet.passes.rewrite import Tracer
 from whet.progress import progress_bar
-from whet.runtime.bundle import join_bundles
+from whet.runtime.keys import KeySource
+from whet.runtime.writing import join_bundles
 
 
 def optimize(
@@ -99,16 +100,24 @@ def optimize(
     return compiled
 
 
-def save_fat(path: str | os.PathLike[str], modules: Sequence[CompiledModule]) -> None:
+def save_fat(
+    path: str | os.PathLike[str],
+    modules: Sequence[CompiledModule],
+    *,
+    sign: KeySource | None = None,
+    encrypt: KeySource | None = None,
+) -> None:
     """Save the same model, compiled for several processors, as one bundle: `whet.load` takes the best for a device.
+
+    `sign` and `encrypt` are keys as `CompiledModule.save` takes them.
 
     Raises BundleError where the modules are not of one model, two are for one target, or the path cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="whet-") as folder:
         paths = [Path(folder) / f"{number}.whet" for number in range(len(modules))]
         for module, place in zip(modules, paths, strict=True):
-            module.save(place)
-        join_bundles(path, paths)
+            module.save(place, encrypt=encrypt)
+        join_bundles(path, paths, sign=sign, key=encrypt)
 
 
 def _latency(backend: Backend, device: Target, tuning: Tuning, show: Progress) -> Latency | None:

@@ -44,6 +44,18 @@ class BundleError(WhetError):
     """A bundle cannot be written or opened: unwritable path, full disk, corruption, other CPU, newer format."""
 
 
+class SignatureError(BundleError):
+    """A bundle is not signed by a trusted key: unsigned, signed by another one, or changed after it was signed."""
+
+
+class DecryptionError(BundleError):
+    """A bundle is encrypted and the key is missing or another; or a key was given and the bundle is not encrypted."""
+
+
+class BundleKeyError(WhetError):
+    """A key for bundles cannot be read, is of another kind, or cannot be written."""
+
+
 class PassError(WhetError):
     """A pass was given impossible options, or was asked for and could change nothing."""
 

@@ -1,6 +1,7 @@
 // What the tests do with the C API in one process: many bundles, many threads, many calls.
 //
 //     drive verify | open           bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each
+//     drive secured verify | open   bundles and keys, "PATH<tab>PUBLIC KEY<tab>KEY" a line, a dash for none; likewise
 //     drive threads BUNDLE N CALLS  N threads; every result is that of one thread
 //     drive memory BUNDLE CALLS     KiB that the process grew by over CALLS calls, after as many to warm up
 //     drive turns A B N             opens, runs and closes two bundles in turn; the results stay what they were
@@ -8,6 +9,7 @@
 //     drive inputs BUNDLE           what is said of wrong inputs
 //     drive dimensions              expressions: "TEXT<tab>s0<tab>s1<tab>VALUE" a line; the value for s0 and s1, and the
 //                                   s0 for which it is VALUE; "none" where there is none, "refused" for no expression
+//     drive crypto                  1 where signed and encrypted bundles can be opened, else 0
 //     drive features                of this processor
 #include <sys/wait.h>
 #include <unistd.h>
@@ -75,9 +77,9 @@ Bytes joined(const whet::Result& result) {
   return bytes;
 }
 
-whet_status open_and_list(const char* path) {
+whet_status open_and_list(const char* path, const whet_keys* keys) {
   whet_module* module = nullptr;
-  const whet_status status = whet_open(path, 1, &module);
+  const whet_status status = whet_open_with(path, 1, keys, &module);
   whet_spec spec{};
   for (std::size_t i = 0; i < whet_input_count(module); ++i) whet_input(module, i, &spec);
   for (std::size_t i = 0; i < whet_output_count(module); ++i) whet_output(module, i, &spec);
@@ -85,16 +87,45 @@ whet_status open_and_list(const char* path) {
   return status;
 }
 
-int each_bundle(whet_status (*look)(const char*)) {
-  for (std::string path; std::getline(std::cin, path);) {
-    const whet_status status = look(path.c_str());
-    std::cout << whet_status_name(status) << '\t' << (status == WHET_OK ? "" : whet_last_error()) << std::endl;
+Words split(const std::string& line) {
+  Words words;
+  for (std::size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
+    end = line.find('\t', at);
+    words.push_back(line.substr(at, end == std::string::npos ? end : end - at));
   }
+  return words;
+}
+
+using Look = whet_status (*)(const char*, const whet_keys*);
+
+void tell(whet_status status) {
+  std::cout << whet_status_name(status) << '\t' << (status == WHET_OK ? "" : whet_last_error()) << std::endl;
+}
+
+int each_bundle(Look look) {
+  for (std::string path; std::getline(std::cin, path);) tell(look(path.c_str(), nullptr));
   return 0;
 }
 
-int verify(const Words&) { return each_bundle(whet_verify); }
+int verify(const Words&) { return each_bundle(whet_verify_with); }
 int open_bundles(const Words&) { return each_bundle(open_and_list); }
+
+int secured(const Words& how) {
+  const Look look = how.at(0) == "open" ? open_and_list : whet_verify_with;
+  for (std::string line; std::getline(std::cin, line);) {
+    const Words words = split(line);
+    whet::Keys keys;
+    try {
+      if (words.at(1) != "-") keys.trust(words[1]);
+      if (words.at(2) != "-") keys.decrypt_with(words[2]);
+      const whet_keys given = keys.view();
+      tell(look(words[0].c_str(), &given));
+    } catch (const whet::Error& error) {
+      tell(error.status());
+    }
+  }
+  return 0;
+}
 
 int threads(const Words& words) {
   constexpr unsigned kinds = 5;
@@ -229,11 +260,7 @@ int inputs(const Words& words) {
 int dimensions(const Words&) {
   using whet::internal::Expression;
   for (std::string line; std::getline(std::cin, line);) {
-    Words words;
-    for (std::size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
-      end = line.find('\t', at);
-      words.push_back(line.substr(at, end == std::string::npos ? end : end - at));
-    }
+    const Words words = split(line);
     const std::int64_t s0 = std::stoll(words.at(1)), s1 = std::stoll(words.at(2)), value = std::stoll(words.at(3));
     try {
       const Expression expression = Expression::parse(words[0]);
@@ -249,6 +276,11 @@ int dimensions(const Words&) {
   return 0;
 }
 
+int crypto(const Words&) {
+  std::cout << whet_has_cryptography() << '\n';
+  return 0;
+}
+
 int features(const Words&) {
   std::cout << whet_processor_features() << '\n';
   return 0;
@@ -258,9 +290,10 @@ struct Command {
   const char* name;
   int (*run)(const Words&);
 };
-constexpr Command kCommands[] = {{"verify", verify},     {"open", open_bundles}, {"threads", threads},
-                                 {"memory", memory},     {"turns", turns},       {"sessions", sessions}, {"inputs", inputs},
-                                 {"features", features}, {"dimensions", dimensions}};
+constexpr Command kCommands[] = {
+    {"verify", verify}, {"open", open_bundles},   {"secured", secured}, {"crypto", crypto},     {"threads", threads},
+    {"memory", memory}, {"turns", turns},         {"sessions", sessions}, {"inputs", inputs}, {"features", features},
+    {"dimensions", dimensions}};
 
 }  // namespace
 

@@ -13,8 +13,10 @@ import torch
 import whet
 from benchmarks.models.small import LeNet5, LeNet300
 from tests.cpp.conftest import Programs, alone, build
+from tests.cpp.forgeries import Keys
 from tests.e2e.test_arm import run_on
 from whet.passes import QuantizeStatic
+from whet.runtime import read_bundle, write_bundle
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 
@@ -24,7 +26,7 @@ def cross(repository: Path, arm_device: Path) -> Path:
     """Folder of the programs for AArch64, without Python and without a userland."""
     sysroot = repository / ".cache" / "cpp" / "sysroot"
     with alone(sysroot):
-        if not (sysroot / "usr").is_dir():
+        if not (sysroot / "usr" / "include" / "openssl").is_dir():
             subprocess.run([repository / "cpp" / "setup", sysroot], check=True, capture_output=True)
     options = ("-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake", f"-DWHET_SYSROOT={sysroot}")
     return build(repository, "aarch64", *options, site=arm_device / "site64")
@@ -63,6 +65,24 @@ def test_the_numbers_of_python_on_the_same_core(
     digits = torch.from_numpy(np.load(bundles["x"]))
     (expected,), _ = run_on(core, arm_device, bundle, [digits])
     np.testing.assert_array_equal(np.load(tmp_path / "out.0.npy"), expected.numpy())
+
+
+def test_signed_and_encrypted(cross: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    """On a core without instructions for AES; who changes the bundle is found out there too."""
+    programs = on_core(cross, "cortex-a72")
+    assert programs.output("drive", "crypto") == "1\n"
+    keys = Keys.make(tmp_path)
+    public, plain, sealed = tmp_path / "ours.pub", bundles["cortex-a72 int8"], tmp_path / "sealed.whet"
+    found = read_bundle(plain, for_this_host=False)
+    (tmp_path / "lib.so").write_bytes(found.library)
+    lock = {"sign": keys.ours, "encrypt": keys.secret}
+    write_bundle(sealed, found.manifest, tmp_path / "lib.so", found.weights, **lock)
+    programs.output("run_bundle", plain, bundles["x"], "--output", tmp_path / "plain", "--threads", "1")
+    options = ("--trust", public, "--key", keys.secret, "--output", tmp_path / "out", "--threads", "1")
+    programs.output("run_bundle", sealed, bundles["x"], *options)
+    assert (tmp_path / "out.0.npy").read_bytes() == (tmp_path / "plain.0.npy").read_bytes()
+    line = f"{sealed}\t{tmp_path / 'theirs.pub'}\t{keys.secret}"
+    assert programs.run("drive", "secured", "open", lines=[line]).stdout.startswith("not trusted\t")
 
 
 def test_a_bundle_for_a_larger_core(bundles: dict[str, Path], cross: Path, arm_device: Path, plain: Programs) -> None:

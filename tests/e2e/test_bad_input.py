@@ -15,7 +15,7 @@ import whet
 from tests.e2e.networks import Encoder, ResidualConvs, seeded
 from whet.errors import BundleError, CaptureError, InputError, PassError, TargetError, UnsupportedOpError
 from whet.passes import QuantizeStatic
-from whet.runtime.bundle import write_bundle
+from whet.runtime import write_bundle
 
 X = torch.zeros(1, 3, 33, 33)
 

@@ -15,6 +15,7 @@ from whet.cli.bench import bench
 from whet.cli.catalogues import passes, targets
 from whet.cli.devices import devices
 from whet.cli.inspect import inspect
+from whet.cli.keys import keygen, sign, verify
 from whet.cli.optimize import optimize, tune
 from whet.cli.run import run_bundle
 from whet.cli.serve import serve, track
@@ -32,6 +33,9 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "run": run_bundle,
     "bench": bench,
     "inspect": inspect,
+    "keygen": keygen,
+    "sign": sign,
+    "verify": verify,
     "targets": targets,
     "passes": passes,
     "devices": devices,

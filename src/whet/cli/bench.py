@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from whet.cli.inputs import Files, Sizes, Threads, read_inputs
+from whet.cli.keys import Bundle, Key, Trust, check_for_board
 from whet.cli.output import Json, add_row, console, plain_table, print_json
-from whet.cli.run import Board, Bundle
+from whet.cli.run import Board
 from whet.errors import InputError
 from whet.progress import progress_bar
 from whet.remote import Device
@@ -33,20 +34,23 @@ def bench(
     top: Annotated[int, typer.Option(help="Kernels in the table; 0: all.")] = 20,
     threads: Threads = None,
     device: Board = None,
+    trust: Trust = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Measure latency, peak memory, and the time of every kernel of a bundle; on a board, the latency."""
     if seconds <= 0:
         raise InputError(f"--seconds {seconds:g}: give a positive number")
     if device is not None:
+        check_for_board(bundle, trust, key)
         _bench_there(bundle, Device(device), files or (), size or (), seconds, threads, as_json)
         return
     start = time.perf_counter()
-    module = load(bundle, threads=threads)
+    module = load(bundle, threads, trusted=trust or None, key=key)
     loading = time.perf_counter() - start
     args, kwargs = read_inputs(module.manifest, files or (), size or ())
     with progress_bar(False if as_json else None) as show:
-        times = time_kernels(bundle, args, kwargs, threads, seconds, show)
+        times = time_kernels(bundle, args, kwargs, threads, seconds, show, trusted=trust or None, key=key)
     kernels = _by_kernel(module.manifest.kernels, times)
     found = {
         "bundle": str(bundle),

@@ -10,14 +10,15 @@ from typing import Annotated
 import typer
 
 from whet.cli.drawing import draw_kernels
+from whet.cli.keys import Bundle, Key, Trust, shown_encryption, shown_signature
 from whet.cli.output import Json, add_row, console, kilobytes, plain_table, print_json
-from whet.cli.run import Bundle
 from whet.errors import BundleError, InputError
-from whet.runtime.bundle import read_bundle, read_variants
+from whet.runtime.bundle import Trusted, read_manifest, read_variants
 from whet.runtime.fat import best_variant
 from whet.runtime.host import check_host
 from whet.runtime.manifest import Manifest
 from whet.runtime.storage_report import StorageReport, storage_report
+from whet.runtime.verifying import Verification, verify_bundle
 
 
 def inspect(
@@ -30,22 +31,31 @@ def inspect(
     variant: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Of a fat bundle; by default the best for this machine.")
     ] = None,
+    trust: Trust = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Show a bundle's target, inputs, outputs, kernels with their precision, and sizes; every byte is verified."""
-    number = _variant(bundle, variant, quiet=as_json)
-    manifest = read_bundle(bundle, for_this_host=False, variant=number).manifest
-    storage = storage_report(bundle, number)
+    trusted = trust or None
+    number = _variant(bundle, variant, trusted, quiet=as_json)
+    found = verify_bundle(bundle, trusted=trusted, key=key)
+    manifest = read_manifest(bundle, number, trusted=trusted, key=key)
+    storage = storage_report(bundle, number, trusted=trusted, key=key)
     if graph is not None:
         if not manifest.kernels:
             raise InputError(f"{bundle} does not say what its kernels are: save it again with this version")
         graph.write_text(draw_kernels(manifest, bundle.name), encoding="utf-8")
     if as_json:
         print_json(
-            {"manifest": manifest.to_json(), "storage": asdict(storage), "runs_here": _refusal(manifest) is None}
+            {
+                "manifest": manifest.to_json(),
+                "storage": asdict(storage),
+                "runs_here": _refusal(manifest) is None,
+                "verified": asdict(found),
+            }
         )
         return
-    _print_summary(bundle, manifest, storage)
+    _print_summary(bundle, manifest, storage, found)
     if kernels and manifest.kernels:
         _print_kernels(manifest)
     if weights:
@@ -54,9 +64,9 @@ def inspect(
         console().print(f"drawn: {graph}", markup=False)
 
 
-def _variant(bundle: Path, name: str | None, quiet: bool) -> int | None:
+def _variant(bundle: Path, name: str | None, trusted: Trusted, quiet: bool) -> int | None:
     """The number of the variant to show; None for a bundle of one target."""
-    targets = read_variants(bundle)
+    targets = read_variants(bundle, trusted=trusted)
     if targets is None:
         if name is not None:
             raise InputError(f"--variant {name}: {bundle} is for one target")
@@ -82,7 +92,7 @@ def _refusal(manifest: Manifest) -> str | None:
     return None
 
 
-def _print_summary(bundle: Path, manifest: Manifest, storage: StorageReport) -> None:
+def _print_summary(bundle: Path, manifest: Manifest, storage: StorageReport, found: Verification) -> None:
     target = manifest.target
     table = plain_table("", "", title=str(bundle))
     table.show_header = False
@@ -100,6 +110,8 @@ def _print_summary(bundle: Path, manifest: Manifest, storage: StorageReport) -> 
         "code": kilobytes(storage.library),
         "whole file": kilobytes(storage.file),
         "precisions": "\n".join(f"{count} x {name}" for name, count in _precisions(manifest).most_common()),
+        "signature": shown_signature(found),
+        "encryption": shown_encryption(found),
         "made by": ", ".join(f"{name} {text}" for name, text in manifest.versions.items()),
         "format": manifest.format_version,
     }

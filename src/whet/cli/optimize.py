@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whet.cli import models
+from whet.cli.keys import Encrypt, Sign, check_keys
 from whet.cli.output import Json, console, print_json
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ def optimize(
     seed: Seed = None,
     backend: Annotated[str, typer.Option(help='"tvm", or an installed one.')] = "tvm",
     dump: Annotated[Path | None, typer.Option(help="Folder for the graph's text after each pass.")] = None,
+    sign: Sign = None,
+    encrypt: Encrypt = None,
     as_json: Json = False,
 ) -> None:
     """Compress and compile a model, and write the bundle that `whet run` and whet.load run on the device."""
+    check_keys(sign, encrypt)
     given = {"calibration": calibration, "train": train, "evaluate": evaluate, "objective": objective, "seed": seed}
     compiled = [
         # models and generators are made anew: a pass may train one, and data is used up
@@ -52,11 +56,11 @@ def optimize(
         for name in target or ("x86",)
     ]
     if len(compiled) == 1:
-        compiled[0].save(out)
+        compiled[0].save(out, sign=sign, encrypt=encrypt)
     else:
         import whet
 
-        whet.save_fat(out, compiled)
+        whet.save_fat(out, compiled, sign=sign, encrypt=encrypt)
     _report(compiled, out, as_json)
 
 

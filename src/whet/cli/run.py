@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from whet.cli.inputs import Files, Sizes, Threads, read_inputs
+from whet.cli.keys import Bundle, Key, Trust, check_for_board
 from whet.cli.output import Json, add_row, console, plain_table, print_json
 from whet.remote import Device
 from whet.runtime import load
@@ -17,8 +18,6 @@ from whet.runtime.structure import flatten
 
 _SHOWN = 5
 """Elements of an output that are printed."""
-
-Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `whet optimize` or save() has written.")]
 
 Board = Annotated[
     str | None, typer.Option(metavar="rpc://HOST:PORT", help="A board that runs `whet serve`; its key: WHET_KEY.")
@@ -33,11 +32,17 @@ def run_bundle(
     seed: Annotated[int, typer.Option(help="Of random inputs.")] = 0,
     threads: Threads = None,
     device: Board = None,
+    trust: Trust = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle once, here or on a board, and print its outputs."""
     start = time.perf_counter()
-    module = load(bundle, threads=threads) if device is None else Device(device).load(bundle, threads)
+    if device is not None:
+        check_for_board(bundle, trust, key)
+        module: Any = Device(device).load(bundle, threads)
+    else:
+        module = load(bundle, threads, trusted=trust or None, key=key)
     loaded = time.perf_counter()
     args, kwargs = read_inputs(module.manifest, files or (), size or (), seed)
     called = time.perf_counter()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import whet.errors
-from whet.errors import DeviceError, WhetError
+from whet.errors import DecryptionError, DeviceError, WhetError
 from whet.remote.module import RemoteModule
 from whet.remote.tracker import tracked
 from whet.remote.wire import Address, Lost, Wire, pack_tensors, unpack_tensors
@@ -88,8 +88,14 @@ class Device:
 
     def load(self, path: str | os.PathLike[str], threads: int | None = None) -> RemoteModule:
         """A bundle on the board. Raises what `whet.load` there raises, and DeviceError."""
+        try:
+            manifest = read_manifest(path, variant=0)
+        except DecryptionError as error:
+            raise DecryptionError(
+                f"{path} is encrypted: load it on the device that holds its key, which is not sent over the network"
+            ) from error
         # of a fat bundle the board chooses the variant: all of them take and give the same
-        return RemoteModule(self, read_manifest(path, variant=0), Path(path).read_bytes(), threads)
+        return RemoteModule(self, manifest, Path(path).read_bytes(), threads)
 
     def run_kernel(
         self,

@@ -10,9 +10,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from whet.errors import BundleError, TargetError
-from whet.runtime.bundle import read_bundle
+from whet.runtime.bundle import Bundle, Trusted, read_bundle
 from whet.runtime.device_code import accept_device_code
+from whet.runtime.keys import KeySource
 from whet.runtime.library import load_runtime, runtime_function, tvm_ffi
+from whet.runtime.library_file import folder_file, secret_file
 from whet.runtime.manifest import TargetSpec
 from whet.runtime.session import LoadedModule, Main, Program
 
@@ -31,21 +33,32 @@ Observer = Callable[[str, bool], None]
 """Told of every kernel, and every function of the virtual machine, by name: True before it runs, False after."""
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, *, observer: Observer | None = None) -> LoadedModule:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    *,
+    observer: Observer | None = None,
+    trusted: Trusted = None,
+    key: KeySource | None = None,
+) -> LoadedModule:
     """Load a bundle that `save` wrote.
+
+    `trusted` are public keys (PEM files, or their contents): one of them must have signed the bundle. `key` is what it
+    is encrypted with (a file of 32 bytes, or these): given one, only a bundle that is encrypted with it is taken.
 
     `threads` is the number of cores that all compiled code of this process uses; the first load decides, by
     default the physical cores. `observer` is for profiling: it is called on the thread that runs compiled code,
     which its time slows down. Raises BundleError for a damaged, newer or foreign bundle before any of its
-    code is loaded, TargetError where the TVM runtime or the device is missing, InputError for an impossible
-    number of threads.
+    code is loaded, SignatureError where no trusted key signed it, DecryptionError where the key is missing or
+    another, BundleKeyError for what is no key, TargetError where the TVM runtime, the device or the package
+    cryptography is missing, InputError for an impossible number of threads.
     """
-    bundle = read_bundle(path)
+    bundle = read_bundle(path, trusted=trusted, key=key)
     beside = Path(path).resolve().parent
     target = bundle.manifest.target
     load_runtime(target.device, beside)
     _check_device(target, str(path))
-    machine = _load_library(bundle.library, str(path))
+    machine = _load_library(bundle, str(path))
     factory = _machine(machine, target.device, observer)
     program = Program(factory, bundle.manifest, bundle.weights, threads, beside=beside)
     return LoadedModule(bundle.manifest, lambda: program)
@@ -68,15 +81,12 @@ def _check_device(target: TargetSpec, source: str) -> None:
         )
 
 
-def _load_library(library: bytes, source: str) -> Any:
-    """What makes the virtual machine of a shared library. The system loads libraries from files only, so it
-    lies in a folder of its own, closed to other users, while it is opened.
-    """
+def _load_library(bundle: Bundle, source: str) -> Any:
+    """What makes the virtual machine of a shared library; one that was encrypted is loaded out of memory."""
     try:
-        with tempfile.TemporaryDirectory(prefix="whet-") as folder:
-            path = Path(folder) / "lib.so"
-            path.write_bytes(library)
-            return tvm_ffi().load_module(str(path))["vm_load_executable"]
+        with (secret_file if bundle.encrypted else folder_file)(bundle.library) as path:
+            # By the name of the loader: a file in memory has no extension to tell it by.
+            return runtime_function("ffi.Module.load_from_file.so")(path, "so")["vm_load_executable"]
     except OSError as error:
         raise BundleError(
             f"cannot load {source}: its library could not be unpacked in {tempfile.gettempdir()} ({error}). "

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from whet.runtime.bundle import Trusted
+from whet.runtime.keys import KeySource
 from whet.runtime.loading import load
 
 _WARM_UP: Final = 5
@@ -56,14 +58,17 @@ def time_kernels(
     threads: int | None = None,
     seconds: float = 3.0,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    *,
+    trusted: Trusted = None,
+    key: KeySource | None = None,
 ) -> KernelTimes:
     """Run a bundle for about `seconds`, half of them watched, and at least ten times.
 
     Raises what `load` and a call raise, and RuntimeError where two calls of the model do not call the same kernels.
     """
     watch = _Watch()
-    plain = load(bundle, threads=threads)
-    watched = load(bundle, threads=threads, observer=watch)
+    plain = load(bundle, threads, trusted=trusted, key=key)
+    watched = load(bundle, threads, observer=watch, trusted=trusted, key=key)
     runs: list[list[tuple[str, float]]] = []
     whole: list[float] = []
     begun = time.perf_counter()

@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from whet.runtime.bundle import LIBRARY, PACKED, WEIGHTS, read_layout
+from whet.runtime.bundle import Trusted, read_layout
 from whet.runtime.dtypes import Array
+from whet.runtime.keys import KeySource
 from whet.runtime.packing import pack
+from whet.runtime.parts import LIBRARY, PACKED, WEIGHTS
 from whet.runtime.safetensors import RawTensor, encode_header
 from whet.runtime.storage_header import PackedHeader
 
@@ -61,14 +63,20 @@ class StorageReport:
         return "\n".join(lines)
 
 
-def storage_report(path: str | os.PathLike[str], variant: int | None = None) -> StorageReport:
+def storage_report(
+    path: str | os.PathLike[str],
+    variant: int | None = None,
+    *,
+    trusted: Trusted = None,
+    key: KeySource | None = None,
+) -> StorageReport:
     """What the weights of a bundle take; nothing of them is expanded, and the bundle may be for any device.
 
     Of a fat bundle those of a `variant`, by default the best here.
 
-    Raises BundleError for a file that is no whole bundle.
+    Raises BundleError for a file that is no whole bundle, and what `whet.load` raises for its keys.
     """
-    layout = read_layout(path, variant)
+    layout = read_layout(path, variant, trusted=trusted, key=key)
     rows = [_plain_row(entry.key, entry.dtype, entry.shape, entry.end - entry.begin) for entry in layout.plain]
     if layout.packed is not None:
         rows += _packed_rows(layout.packed)
