@@ -17,6 +17,7 @@ from whet.cli.devices import devices
 from whet.cli.inspect import inspect
 from whet.cli.optimize import optimize, tune
 from whet.cli.run import run_bundle
+from whet.cli.runtime_wheel import runtime_wheel
 from whet.cli.serve import serve, track
 from whet.errors import InternalError, WhetError
 
@@ -37,6 +38,7 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "devices": devices,
     "serve": serve,
     "tracker": track,
+    "runtime-wheel": runtime_wheel,
 }
 
 
