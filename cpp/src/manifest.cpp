@@ -90,6 +90,21 @@ void check_symbols(const Manifest& manifest) {
     }
 }
 
+// The calls of kernels are there to be shown, and nothing here shows them. But a file that the Python runtime calls
+// damaged is damaged here, too.
+void check_kernels(const Reader& top) {
+  // Bundles of before have none.
+  if (top.json().fields.count("kernels") == 0) return;
+  std::int64_t index = 0;
+  for (const Reader& call : top.objects("kernels")) {
+    for (const char* name : {"name", "module", "precision", "schedule"}) call.text(name);
+    call.texts("operations");
+    for (const std::int64_t number : call.numbers("reads"))
+      if (number >= index) throw Malformed(text_of("kernels[", index, "] reads what no earlier kernel makes: ", number));
+    ++index;
+  }
+}
+
 // The format version comes first: a newer format may change every other field.
 Manifest read(const Reader& top, const std::string& source) {
   const std::int64_t version = top.integer("format_version");
@@ -106,6 +121,7 @@ Manifest read(const Reader& top, const std::string& source) {
   manifest.weights = top.texts("weights");
   top.object("versions");
   for (const auto& [name, item] : top.table("members")) manifest.members.emplace(name, read_member(item));
+  check_kernels(top);
   check_structures(top, manifest);
   check_symbols(manifest);
   return manifest;

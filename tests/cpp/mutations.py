@@ -71,6 +71,7 @@ def refusals(bundle: bytes) -> Iterator[Refusal]:
     yield from _damaged(bundle, members)
     yield from _foreign(members)
     yield from _doctored(members)
+    yield from _kernels(members)
     yield from _huge(bundle, members)
 
 
@@ -134,6 +135,22 @@ def _doctored(members: Members) -> Iterator[Refusal]:
             entry.external_attr = (0o120777 if name == LIBRARY else 0o644) << 16
             archive.writestr(entry, data)
     yield Refusal("a member that is a link", link.getvalue(), "damaged", "not a regular file")
+
+
+def _kernels(members: Members) -> Iterator[Refusal]:
+    call = {"name": "f", "operations": ["add"], "module": "", "precision": "", "schedule": "", "reads": []}
+    for kernels, words in (
+        (None, "kernels is"),
+        ("all", "kernels is"),
+        ([1], "kernels has an item of another type"),
+        ([{}], r"kernels\[0\].name is"),
+        ([{**call, "operations": [1]}], r"kernels\[0\].operations has an item of another type"),
+        ([call, {**call, "schedule": None}], r"kernels\[1\].schedule is"),
+        ([call, {**call, "reads": [0.5]}], r"kernels\[1\].reads has an item of another type"),
+        ([call, {**call, "reads": [1]}], r"kernels\[1\] reads what no earlier kernel makes"),
+    ):
+        changed = with_manifest(members, lambda manifest, kernels=kernels: manifest.update(kernels=kernels))
+        yield Refusal(f"kernels {kernels}", changed, "damaged", words)
 
 
 def _huge(bundle: bytes, members: Members) -> Iterator[Refusal]:

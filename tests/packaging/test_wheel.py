@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-SOURCES = ("frontend", "ir", "passes", "backends", "src")
+from tests.packaging.conftest import SOURCES, run
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, whet
@@ -27,38 +24,15 @@ print(json.dumps(files))
 """
 
 
-def run(command: list[str], cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: setuptools leaves build folders beside what it reads."""
-    copy = tmp_path_factory.mktemp("clone")
-    for name in SOURCES:
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(repository / name, copy / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy2(repository / name, copy / name)
-    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
-    run([sys.executable, "-m", "pip", *build], copy)
-    (built,) = (copy / "dist").glob("whet-*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(whet_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the unpacked wheel and nothing else of this project."""
     site = tmp_path_factory.mktemp("site")
-    run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], site)
+    run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(whet_wheel)], site)
     return site
 
 
-def test_every_source_file_is_in_the_wheel(repository: Path, wheel: Path) -> None:
+def test_every_source_file_is_in_the_wheel(repository: Path, whet_wheel: Path) -> None:
     expected = {
         str(Path("whet") / path.relative_to(repository))
         for folder in SOURCES[:-1]
@@ -67,7 +41,7 @@ def test_every_source_file_is_in_the_wheel(repository: Path, wheel: Path) -> Non
     face = repository / "src" / "whet"
     expected |= {f"whet/{path.name}" for path in face.glob("*.py")} | {"whet/py.typed"}
     expected |= {str(path.relative_to(repository / "src")) for path in (face / "runtime").rglob("*.py")}
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    packed = {name for name in zipfile.ZipFile(whet_wheel).namelist() if ".dist-info/" not in name}
     assert expected - packed == set(), "left out of the wheel: does a folder lack its __init__.py?"
     assert {name for name in packed if not name.startswith("whet/")} == set()
 
@@ -79,8 +53,8 @@ def test_every_module_imports_from_the_installed_wheel(installed: Path, tmp_path
     assert elsewhere == {}
 
 
-def test_the_base_install_is_small(wheel: Path) -> None:
-    archive = zipfile.ZipFile(wheel)
+def test_the_base_install_is_small(whet_wheel: Path) -> None:
+    archive = zipfile.ZipFile(whet_wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     required = [
         line.removeprefix("Requires-Dist: ")

@@ -18,6 +18,7 @@ from whet.cli.inspect import inspect
 from whet.cli.keys import keygen, sign, verify
 from whet.cli.optimize import optimize, tune
 from whet.cli.run import run_bundle
+from whet.cli.runtime_wheel import runtime_wheel
 from whet.cli.serve import serve, track
 from whet.errors import InternalError, WhetError
 
@@ -41,6 +42,7 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "devices": devices,
     "serve": serve,
     "tracker": track,
+    "runtime-wheel": runtime_wheel,
 }
 
 

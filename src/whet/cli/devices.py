@@ -12,7 +12,7 @@ from whet.cli.output import Json, add_row, console, plain_table, print_json
 from whet.errors import TargetError
 from whet.remote import Device
 from whet.remote.work import board_info
-from whet.runtime.library import runtime_library
+from whet.runtime.finding import runtime_library
 
 
 def devices(

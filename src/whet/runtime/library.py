@@ -7,25 +7,23 @@ its runtime is the one; two runtimes in one process would each have their own re
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 from whet.errors import TargetError
+from whet.runtime import pins
+from whet.runtime.finding import RUNTIME, check_version, file_name, find, runtime_library
 
-LIBRARY_VARIABLE: Final = "WHET_RUNTIME_LIBRARY"
 # A function that every TVM runtime registers: its presence says that one is loaded.
 _WITNESS: Final = "runtime.config_threadpool"
-_SUFFIXES: Final[Mapping[str, str]] = MappingProxyType({"Darwin": ".dylib", "Windows": ".dll"})
 # What a kind of device needs besides the runtime: (library, a function that it registers).
 _DEVICE_LIBRARIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {"cuda": ("tvm_runtime_cuda", "device_api.cuda")}
@@ -63,14 +61,16 @@ def _without_torch() -> Iterator[None]:
 
 @cache
 def tvm_ffi() -> Any:
-    """The module tvm_ffi. Raises TargetError where it is not installed."""
+    """The module tvm_ffi. Raises TargetError where it is not installed, or not in the version that fits."""
     try:
         with _without_torch():
-            return import_module("tvm_ffi")
+            module = import_module("tvm_ffi")
     except ImportError as error:
         raise TargetError(
-            f"the TVM runtime needs tvm_ffi ({error}): pip install apache-tvm-ffi==0.1.14.post1"
+            f"the TVM runtime needs tvm_ffi ({error}): pip install apache-tvm-ffi=={pins.TVM_FFI}"
         ) from error
+    check_version("apache-tvm-ffi", str(module.__version__), pins.TVM_FFI, str(Path(str(module.__file__)).parent))
+    return module
 
 
 @cache
@@ -82,56 +82,51 @@ def runtime_function(name: str) -> Any:
 def load_runtime(device: str = "cpu", beside: Path | None = None) -> None:
     """Load libtvm_runtime, and what `device` needs besides, unless this process has them.
 
-    It is taken from the environment variable WHET_RUNTIME_LIBRARY (a file), or from an installed apache-tvm,
-    or from the folder `beside`. Raises TargetError that says where it was looked for, or what the loader
-    said.
+    It is taken from an installed apache-tvm, else from an installed whet-runtime, else from the folder `beside`; where
+    apache-tvm is not installed, a file that the environment variable WHET_RUNTIME_LIBRARY names comes first. Raises
+    TargetError that says where it was looked for, which version does not fit, or what the loader said.
     """
     with _lock:
         if not _registered(_WITNESS):
-            _open(runtime_library(beside))
+            library = runtime_library(beside)
+            _open(library)
+            sys.meta_path.insert(0, _OneRuntime(library))
         if device not in _DEVICE_LIBRARIES:
             return
         name, witness = _DEVICE_LIBRARIES[device]
         if not _registered(witness):
-            _open(_find(_file_name(name), beside))
+            _open(find(name, beside))
+
+
+class _OneRuntime:
+    """An import hook: refuses to import a tvm whose runtime is not the one that this process has.
+
+    TVM ends the process when the second one registers its functions.
+    """
+
+    def __init__(self, library: Path) -> None:
+        self._library = library
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "tvm":
+            return None
+        found = PathFinder.find_spec(name, path)
+        if found is None or found.origin is None:
+            return None
+        other = Path(found.origin).parent / "lib" / file_name(RUNTIME)
+        if other.is_file() and not other.samefile(self._library):
+            raise ImportError(
+                f"this process runs compiled models with {self._library}, and {other} would be a second TVM runtime "
+                "in it. Import tvm before the first model is loaded",
+                name=name,
+            )
+        return None
 
 
 def _registered(name: str) -> bool:
     return tvm_ffi().get_global_func(name, allow_missing=True) is not None
-
-
-def runtime_library(beside: Path | None = None) -> Path:
-    """The file of libtvm_runtime that `load_runtime` takes. Raises TargetError that says where it was looked for."""
-    given = os.environ.get(LIBRARY_VARIABLE)
-    if not given:
-        return _find(_file_name("tvm_runtime"), beside)
-    if not Path(given).is_file():
-        raise TargetError(f"{LIBRARY_VARIABLE} names {given}, which is not a file")
-    return Path(given).resolve()
-
-
-def _find(name: str, beside: Path | None) -> Path:
-    """The library in an installed apache-tvm (looked up as a file, so that nothing is imported) or in
-    `beside`.
-    """
-    folders = [Path(entry or ".") / "tvm" / "lib" for entry in sys.path]
-    if os.environ.get(LIBRARY_VARIABLE):
-        folders.insert(0, Path(os.environ[LIBRARY_VARIABLE]).resolve().parent)
-    if beside is not None:
-        folders.append(beside)
-    for folder in folders:
-        if (folder / name).is_file():
-            return (folder / name).resolve()
-    raise TargetError(
-        f"{name} was not found: not in an installed apache-tvm"
-        + (f", not in {beside}" if beside is not None else "")
-        + f". Install it (pip install apache-tvm==0.27.0.post1), or name the file in {LIBRARY_VARIABLE}"
-    )
-
-
-def _file_name(name: str) -> str:
-    prefix = "" if platform.system() == "Windows" else "lib"
-    return f"{prefix}{name}{_SUFFIXES.get(platform.system(), '.so')}"
 
 
 def _open(path: Path) -> None:
