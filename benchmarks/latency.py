@@ -166,11 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for model in options.models:
                 rows += measure_model(model, options.engines, settings, show)
+                _save(options, rows)
         except KeyboardInterrupt:
             console.print("stopped; the models measured so far:")
     console.print(table(rows))
     for line in remarks(rows):
         console.print(line, markup=False)
+    return int(any(row.failure for row in rows))
+
+
+def _save(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Write what is known so far: a run over all models takes most of an hour."""
     about = environment() | {"threads": str(options.threads)}
     if options.json:
         options.json.write_text(json.dumps(record(about, rows), indent=1) + "\n")
@@ -178,7 +184,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from benchmarks.plots import plot_latency
 
         plot_latency(rows, about, options.plot)
-    return int(any(row.failure for row in rows))
 
 
 def record(about: dict[str, str], rows: Sequence[Row]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def pack_dot_conv_weight(weight: torch.Tensor, plan: DotPlan, groups: int = 1) -
     """
     dtype = getattr(torch, plan.instruction.weight)
     weight = weight.view(dtype) if plan.instruction.is_float else weight
-    weight = weight.movedim(-1, 1).flatten(1, 2) if plan.unrolled else weight
+    weight = _unrolled(weight) if plan.unrolled else weight
     packed = pack_conv_weight(weight, plan.block, groups, plan.groups)
     inner = packed.shape[-2]
     if inner != plan.channels:
@@ -220,6 +220,13 @@ def pack_dot_conv_weight(weight: torch.Tensor, plan: DotPlan, groups: int = 1) -
         return packed.to(dtype).contiguous()
     split = packed.reshape(*packed.shape[:-2], -1, plan.instruction.group, plan.block)
     return split.transpose(-1, -2).to(dtype).contiguous()
+
+
+def _unrolled(weight: torch.Tensor) -> torch.Tensor:
+    """`weight[O, I, *kernel, k]` as `[O, k * I, *kernel]`; trailing axes of one tap are left out before."""
+    while weight.ndim > 3 and weight.shape[-1] == 1:
+        weight = weight.squeeze(-1)
+    return weight.movedim(-1, 1).flatten(1, 2)
 
 
 def pack_dot_linear_weight(weight: torch.Tensor, plan: DotPlan) -> torch.Tensor:

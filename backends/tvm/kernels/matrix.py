@@ -36,6 +36,8 @@ def plan_matrix_conv(
     target: CpuTarget, input_shape: Sequence[Dimension], out_channels: int, geometry: Window, source: str
 ) -> DotPlan | None:
     """The plan of a convolution of `[N, *spatial, C]`; None where the target's matrix unit is not for it."""
+    kept = _kept_axes(geometry, input_shape[1:-1])
+    geometry, input_shape = geometry.leading(kept), (*input_shape[: 1 + kept], input_shape[-1])
     outputs, inputs = known_extents(geometry.output_extents(input_shape[1:-1])), extent(input_shape[-1])
     if outputs is None or inputs is None:
         return None
@@ -43,9 +45,20 @@ def plan_matrix_conv(
     views = [View(outputs, inputs, math.prod(geometry.kernel), moved)]
     *above, across = geometry.kernel
     if geometry.dilation[-1] == 1 and across > 1:
-        # Rows of what is between the windows of one row and those of the next one are read, too.
-        views.append(View(_flat_rows(outputs), inputs * across, math.prod(above), True, 1.0 + 1.0 / across))
+        # Beside the windows, the padded input that they are cut out of is copied.
+        spread = 1.0 + 1.0 / across
+        views.append(View(_flat_rows(outputs), inputs * across, math.prod(above), True, spread, unrolled=True))
     return _plan(target, views, out_channels, source, extent(input_shape[0]) or 1)
+
+
+def _kept_axes(geometry: Window, spatial: Sequence[Dimension]) -> int:
+    """How many spatial axes there are without trailing ones of a single element: the one before is then the last."""
+    kept = len(spatial)
+    while (
+        kept > 1 and extent(spatial[kept - 1]) == geometry.kernel[kept - 1] == 1 and not any(geometry.padding[kept - 1])
+    ):
+        kept -= 1
+    return kept
 
 
 def _flat_rows(outputs: Sequence[int]) -> tuple[int, ...]:
@@ -99,13 +112,29 @@ def _plan(target: CpuTarget, views: Sequence[View], columns: int, source: str, b
     tile, view = matrix_tile(target, useful, columns, instruction, batch=batch)
     depth, channels = depth_of(view.channels, instruction)
     shaped = replace(instruction, matrix=matrix_of(tile, depth, instruction))
-    return DotPlan(tile, 1, shaped, source, channels, unrolled=view.channels != views[0].channels)
+    return DotPlan(tile, 1, shaped, source, channels, view.unrolled)
 
 
 def matrix_conv(
     x: te.Tensor, weight: te.Tensor, *, geometry: Window, out_channels: int, plan: DotPlan, zero_point: int, name: str
 ) -> te.Tensor:
     """See `dot_conv`."""
+    kept = _kept_axes(geometry, x.shape[1:-1])
+    if kept < len(geometry.kernel):
+        single = [0] * (len(geometry.kernel) - kept)
+        shape = (*x.shape[: 1 + kept], x.shape[-1])
+        line = te.compute(shape, lambda *index: x[(*index[:-1], *single, index[-1])], name=f"{name}_line")
+        y = matrix_conv(
+            line,
+            weight,
+            geometry=geometry.leading(kept),
+            out_channels=out_channels,
+            plan=plan,
+            zero_point=zero_point,
+            name=name,
+        )
+        outputs = (*y.shape[:-1], *(1 for _ in single), out_channels)
+        return te.compute(outputs, lambda *index: y[(*index[: 1 + kept], index[-1])], name=name)
     if plan.unrolled:
         return _unrolled_conv(x, weight, geometry, out_channels, plan, zero_point, name)
     outputs = geometry.output_extents(x.shape[1:-1])
@@ -114,12 +143,14 @@ def matrix_conv(
     phases = len(source.shape) - len(x.shape)
     taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(geometry.kernel)]
     channels = ChannelAxes(plan)
+    # The weight has kept the axes of a single element.
+    single = [0] * (len(weight.shape) - 4 - len(taps))
 
     def product(batch: Sequence[Expression], rows: Sequence[Expression], column: Expression) -> Expression:
         steps = _steps(geometry, taps)
         phase = [tirx.floormod(place, step) for place, step in steps] if phases else []
         position = [row + tirx.floordiv(place, step) for row, (place, step) in zip(rows, steps, strict=True)]
-        factor = weight[tuple(channels.weight_index(column, [tap.var for tap in taps]))]
+        factor = weight[tuple(channels.weight_index(column, [*(tap.var for tap in taps), *single]))]
         return dot_term(source[(*batch, *phase, *position, channels.channel)], factor, plan)
 
     acc = _sums([x.shape[0]], outputs, out_channels, [*taps, *channels.axes], product, plan, source, name)

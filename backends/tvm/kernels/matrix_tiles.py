@@ -22,6 +22,9 @@ from whet.backends.tvm.kernels.tiles import Tile, chosen_tile
 # sums, what a tile costs besides; bytes that a copy moves in a cycle.
 _MULTIPLY = 16.0
 _LOAD = 16.0
+# A load of weights out of L1, L2 and what is behind them.
+_WEIGHT_LOADS = (16.0, 24.0, 96.0)
+_WEIGHT_SHARE = 0.75
 _EPILOGUE = 6.0
 _OVERHEAD = 150.0
 _COPY_BYTES = 8.0
@@ -43,6 +46,7 @@ class View:
         taps: of the kernel.
         copied: whether its activations are copied in any case.
         spread: how many times as many bytes as the rows and channels say a copy moves.
+        unrolled: whether the taps of the last spatial axis are channels.
     """
 
     rows: tuple[int, ...]
@@ -50,6 +54,7 @@ class View:
     taps: int = 1
     copied: bool = False
     spread: float = 1.0
+    unrolled: bool = False
 
 
 def depth_of(channels: int, instruction: DotInstruction) -> tuple[int, int]:
@@ -92,7 +97,7 @@ def matrix_tile(
                 if not fits_registers(matrix):
                     continue
                 tiles = count * -(-columns // tile.block)
-                cost = -(-tiles // target.num_cores) * _tile_cycles(matrix, steps)
+                cost = -(-tiles // target.num_cores) * _tile_cycles(target, matrix, steps)
                 found.append((round(cost + copy, 6), tile, view))
     ranked = sorted(found, key=lambda item: item[0])
     chosen = chosen_tile(target, [tile for _, tile, _ in ranked])
@@ -110,9 +115,13 @@ def matrix_of(tile: Tile, depth: int, instruction: DotInstruction) -> MatrixTile
     return MatrixTile(math.prod(tile.rows) // down, depth, down, tile.block // instruction.columns)
 
 
-def _tile_cycles(matrix: MatrixTile, steps: int) -> float:
-    sums, operands = matrix.down * matrix.across, matrix.down + matrix.across
-    return steps * (sums * _MULTIPLY + operands * _LOAD) + matrix.rows * sums * _EPILOGUE + _OVERHEAD
+def _tile_cycles(target: CpuTarget, matrix: MatrixTile, steps: int) -> float:
+    sums = matrix.down * matrix.across
+    # All tiles of rows read one panel of weights, one after the other.
+    panel = steps * matrix.across * MATRIX_ROWS * MATRIX_ROW_BYTES
+    level = sum(panel > _WEIGHT_SHARE * size for size in (target.l1_cache_bytes, target.l2_cache_bytes))
+    loads = matrix.down * _LOAD + matrix.across * _WEIGHT_LOADS[level]
+    return steps * (sums * _MULTIPLY + loads) + matrix.rows * sums * _EPILOGUE + _OVERHEAD
 
 
 def _row_tiles(extents: Sequence[int]) -> Iterator[tuple[int, ...]]:

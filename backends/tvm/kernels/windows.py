@@ -33,6 +33,10 @@ class Window:
         """Whether any axis has padding."""
         return any(before or after for before, after in self.padding)
 
+    def leading(self, count: int) -> Window:
+        """The first `count` spatial axes."""
+        return Window(self.kernel[:count], self.stride[:count], self.padding[:count], self.dilation[:count])
+
     def output_extent(self, axis: int, size: Dimension) -> Dimension:
         """Outputs along spatial `axis` for an input of `size` elements there."""
         span = (self.kernel[axis] - 1) * self.dilation[axis] + 1

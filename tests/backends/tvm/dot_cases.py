@@ -86,6 +86,7 @@ CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]] = {
     "small and deep": ((7, 7, 192), (64, 192, 3, 3), _window(1)),
     "many pixels": ((16, 16, 64), (48, 64, 1, 1), _window()),
     "strided 1d": ((64, 24), (40, 24, 8), _window(3, 4, rank=1)),
+    "one column, long": ((40, 1, 24), (32, 24, 8, 1), _window(3)),
     "3d": ((5, 6, 7, 16), (32, 16, 3, 3, 3), _window(1, rank=3)),
 }
 # (activations, weights)
