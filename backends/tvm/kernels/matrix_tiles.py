@@ -18,14 +18,16 @@ from whet.backends.tvm.kernels.dot_plan import rounded_up
 from whet.backends.tvm.kernels.expressions import element_bytes
 from whet.backends.tvm.kernels.tiles import Tile, chosen_tile
 
-# Cycles, measured on a Sapphire Rapids: a multiplication, a load of a register out of L1, the epilogue of a row of 16
-# sums, what a tile costs besides; bytes that a copy moves in a cycle.
+# Cycles, measured on a Sapphire Rapids: a multiplication, a load of a register out of L1, the epilogue of a row and of
+# each 16 sums in it (a line of memory is best written at once), what a tile costs besides; bytes that a copy moves in a
+# cycle.
 _MULTIPLY = 16.0
-_LOAD = 16.0
+_LOAD = 12.0
 # A load of weights out of L1, L2 and what is behind them.
-_WEIGHT_LOADS = (16.0, 24.0, 96.0)
+_WEIGHT_LOADS = (12.0, 20.0, 96.0)
 _WEIGHT_SHARE = 0.75
-_EPILOGUE = 6.0
+_EPILOGUE_ROW = 12.0
+_EPILOGUE = 4.0
 _OVERHEAD = 150.0
 _COPY_BYTES = 8.0
 _COPY_WIDTH = 16
@@ -121,7 +123,8 @@ def _tile_cycles(target: CpuTarget, matrix: MatrixTile, steps: int) -> float:
     panel = steps * matrix.across * MATRIX_ROWS * MATRIX_ROW_BYTES
     level = sum(panel > _WEIGHT_SHARE * size for size in (target.l1_cache_bytes, target.l2_cache_bytes))
     loads = matrix.down * _LOAD + matrix.across * _WEIGHT_LOADS[level]
-    return steps * (sums * _MULTIPLY + loads) + matrix.rows * sums * _EPILOGUE + _OVERHEAD
+    epilogue = matrix.rows * matrix.down * (_EPILOGUE_ROW + matrix.across * _EPILOGUE)
+    return steps * (sums * _MULTIPLY + loads) + epilogue + _OVERHEAD
 
 
 def _row_tiles(extents: Sequence[int]) -> Iterator[tuple[int, ...]]:
