@@ -1,7 +1,7 @@
 """What this machine reaches at most, measured on the spot: multiply-adds in f32, bf16 and int8, and copies.
 
 Multiply-adds run in registers alone, in so many independent sums that every port is busy. Copies are measured by size,
-because what fits a cache moves faster. Matrix units (AMX) are left out: Whet's kernels do not use them.
+because what fits a cache moves faster. Where there is a matrix unit (AMX), bf16 and int8 are its multiplications.
 
     python -m benchmarks.peaks --threads 2
 """
@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,6 +71,36 @@ def main(X: T.Buffer(({tasks}, {vectors}, 16), "float32"), Y: T.Buffer(({tasks},
                 with T.sblock("copy"):
                     vp, vi, vl = T.axis.remap("SSS", [p, i, l])
                     Y[vp, vi, vl] = X[vp, vi, vl]
+"""
+
+# Operands come out of L1 while others are multiplied: as in a kernel, there is no other way into the registers.
+_MATRIX_MULTIPLY_ADDS: Final = """
+# from tvm.script import tirx as T
+@T.prim_func(s_tir=True)
+def main(
+    X: T.Buffer(({rows}, {depth}), "{left}"),
+    Y: T.Buffer(({groups}, {columns}, {group}), "{right}"),
+    Z: T.Buffer(({tasks}, {rows}, {columns}), "{total}"),
+) -> None:
+    T.func_attr({{"tirx.noalias": True}})
+    for p in T.parallel({tasks}, annotations={code}):
+        with T.sblock("sums"):
+            vp = T.axis.spatial({tasks}, p)
+            T.evaluate(T.call_extern("int32", "{configure}"))
+            T.evaluate(T.call_extern("int32", "{zero}"))
+            for i in range({steps}):
+                T.evaluate(
+                    T.call_extern(
+                        "int32", "{step}", X.access_ptr("r"), T.int64({row}), T.int64({next}), Y.access_ptr("r"),
+                        T.int64({line}),
+                    )
+                )
+            T.evaluate(
+                T.call_extern(
+                    "int32", "{store}", T.address_of(Z[vp, 0, 0]), T.int64({out_row}), T.int64({out_next})
+                )
+            )
+            T.evaluate(T.call_extern("int32", "{release}"))
 """
 
 
@@ -185,6 +215,11 @@ def _factors(chosen: DotInstruction) -> str:
 
 def _operations(precision: str, target: Target, threads: int, seconds: float) -> float:
     """Operations a second; 0 without an instruction of the precision."""
+    from whet.backends.tvm.intrinsics.instructions import matrix_instruction
+
+    matrix = None if precision == F32 else matrix_instruction(target, "uint8" if precision == INT8 else "int16")
+    if matrix is not None:
+        return _matrix_operations(matrix, target, threads, seconds)
     one = _multiply_add(precision, target)
     if one is None:
         return 0.0
@@ -198,6 +233,43 @@ def _operations(precision: str, target: Target, threads: int, seconds: float) ->
     shapes = ((one.elements,), (one.elements,), (threads, _CHAINS, one.lanes))
     run = _kernel(source, target, tuple(zip(shapes, (one.left, one.right, one.total), strict=True)))
     return 2.0 * _STEPS * _CHAINS * one.lanes * one.group * threads / _least_seconds(run, seconds)
+
+
+def _matrix_operations(instruction: DotInstruction, target: Target, threads: int, seconds: float) -> float:
+    """Operations a second of a matrix unit on two by two registers of sums."""
+    from whet.backends.tvm.intrinsics.instructions import MATRIX_ROW_BYTES, MATRIX_ROWS, MatrixTile
+    from whet.backends.tvm.intrinsics.matrix_unit import matrix_code, matrix_function
+    from whet.backends.tvm.kernels.expressions import element_bytes
+
+    size = element_bytes(instruction.activation)
+    tile = MatrixTile(rows=MATRIX_ROWS, depth=MATRIX_ROW_BYTES // size, down=2, across=2)
+    shaped = replace(instruction, matrix=tile)
+    rows, columns = tile.rows * tile.down, instruction.columns * tile.across
+    groups = tile.depth // instruction.group
+    parts = ("configure", "zero", "step", "store", "release")
+    source = _MATRIX_MULTIPLY_ADDS.format(
+        **{part: matrix_function(shaped, part) for part in parts},
+        code={"pragma_import_llvm": matrix_code(shaped)},
+        tasks=threads,
+        steps=_STEPS,
+        rows=rows,
+        depth=tile.depth,
+        columns=columns,
+        group=instruction.group,
+        groups=groups,
+        left=instruction.activation,
+        right=instruction.weight,
+        total=instruction.total,
+        row=tile.depth * size,
+        next=tile.rows * tile.depth * size,
+        line=columns * instruction.group * size,
+        out_row=4 * columns,
+        out_next=4 * columns * tile.rows,
+    )
+    shapes = ((rows, tile.depth), (groups, columns, instruction.group), (threads, rows, columns))
+    dtypes = (instruction.activation, instruction.weight, instruction.total)
+    run = _kernel(source, target, tuple(zip(shapes, dtypes, strict=True)))
+    return 2.0 * _STEPS * rows * columns * tile.depth * threads / _least_seconds(run, seconds)
 
 
 def _copy(size: int, target: Target, threads: int, seconds: float) -> float:
