@@ -12,6 +12,7 @@ from whet.runtime.safetensors import RawTensor
 from whet.runtime.session import LoadedModule, Program, Session
 from whet.runtime.storage_report import StorageReport, storage_of, storage_report
 from whet.runtime.structure import StructuredOutput
+from whet.runtime.tensors import empty
 
 __all__ = [
     "Bundle",
@@ -26,6 +27,7 @@ __all__ = [
     "StructuredOutput",
     "TargetSpec",
     "TensorSpec",
+    "empty",
     "join_bundles",
     "load",
     "read_bundle",
