@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -97,6 +98,9 @@ def test_what_it_cannot_be_made_of(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, runtime_wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runtime-wheel", str(TVM_SITE), "--out", str(tmp_path)]) == 0
     assert runtime_wheel.name in capsys.readouterr().out
+    assert main(["runtime-wheel", str(TVM_SITE), "--out", str(tmp_path), "--json"]) == 0
+    made = {"wheel": str(tmp_path / runtime_wheel.name), "bytes": runtime_wheel.stat().st_size}
+    assert json.loads(capsys.readouterr().out) == made
     assert (tmp_path / runtime_wheel.name).read_bytes() == runtime_wheel.read_bytes()
     assert main(["runtime-wheel", str(tmp_path)]) == 1
     assert "has no apache-tvm" in capsys.readouterr().err

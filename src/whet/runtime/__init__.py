@@ -13,6 +13,7 @@ from whet.runtime.safetensors import RawTensor
 from whet.runtime.session import LoadedModule, Program, Session
 from whet.runtime.storage_report import StorageReport, storage_of, storage_report
 from whet.runtime.structure import StructuredOutput
+from whet.runtime.tensors import empty
 from whet.runtime.verifying import Verification, verify_bundle
 from whet.runtime.writing import join_bundles, sign_bundle, write_bundle
 
@@ -30,6 +31,7 @@ __all__ = [
     "TargetSpec",
     "TensorSpec",
     "Verification",
+    "empty",
     "join_bundles",
     "load",
     "read_bundle",

@@ -4,6 +4,7 @@ device's own.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from whet.errors import InputError
 from whet.runtime.dtypes import DTYPES, FROM_LONG, Array, ElementType, bfloat16_to_numpy
@@ -31,6 +33,12 @@ class Given:
     value: Any
     dtype: str
     shape: tuple[int, ...]
+
+
+def empty(shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+    """An uninitialized numpy array at an address that compiled code takes as it is; numpy's own lie anywhere."""
+    kind = np.dtype(dtype)
+    return aligned_empty(kind.itemsize * math.prod(shape)).view(kind).reshape(shape)
 
 
 def is_torch(value: Any) -> bool:
@@ -155,7 +163,7 @@ def _from_numpy(array: Array, element: ElementType) -> Native:
     """A tensor over the array's memory, or over an aligned copy of it."""
     flags = array.flags
     if not (flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0):
-        copy = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
+        copy = empty(array.shape, array.dtype)
         copy[...] = array
         array = copy
     tensor = tvm_ffi().from_dlpack(array)
