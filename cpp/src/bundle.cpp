@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <new>
 #include <set>
+#include <utility>
 
 #include "checksum.hpp"
 #include "container.hpp"
 #include "failure.hpp"
+#include "fat.hpp"
 #include "host.hpp"
 #include "packed.hpp"
 #include "safetensors.hpp"
@@ -22,21 +24,39 @@ constexpr const char* kNoChecksum = "does not have its checksum (sha256)";
 
 using Members = std::map<std::string, Stored>;
 
-// Reads the members of one file; every complaint names the file and the member.
+Failure damaged_member(const std::string& path, const std::string& member, const std::string& what) {
+  return {WHET_DAMAGED, text_of(path, " is damaged: ", member, " ", what, ". Copy or save it again")};
+}
+
+// What `read` returns; where it finds something malformed, `what` is no whole bundle.
+template <typename Read>
+auto whole(const std::string& what, Read read) {
+  try {
+    return read();
+  } catch (const Malformed& error) {
+    throw Failure(WHET_DAMAGED, text_of(what, " is not a whole bundle: ", error.what(), ". Copy or save it again"));
+  }
+}
+
+// The text of the manifest, or of an index in its place. Throws Malformed.
+std::string manifest_text(const File& file, const Stored& stored) {
+  if (stored.size > kManifestLimit) throw Malformed(text_of("claims ", stored.size, " bytes"));
+  std::string text = file.read(stored.offset, static_cast<std::size_t>(stored.size));
+  if (crc32(text.data(), text.size()) != stored.crc32) throw Malformed("does not have its checksum");
+  return text;
+}
+
+// Reads the members of one bundle; every complaint names the file and the member.
 class Loader {
  public:
-  explicit Loader(const std::string& path) : path_(path), file_(path) {
-    try {
-      members_ = read_container(file_, {kLibrary, kWeights, kManifest}, {kPacked});
-    } catch (const Malformed& error) {
-      throw Failure(WHET_DAMAGED,
-                    text_of(path, " is not a whole bundle: ", error.what(), ". Copy or save it again"));
-    }
-  }
+  Loader(std::string path, File file, Members members)
+      : path_(std::move(path)), file_(std::move(file)), members_(std::move(members)), manifest_(manifest()) {}
+
+  const TargetSpec& target() const { return manifest_.target; }
 
   Bundle bundle() {
     Bundle bundle;
-    bundle.manifest = manifest();
+    bundle.manifest = manifest_;
     check_host(bundle.manifest.target, path_);
     bundle.library = library(bundle.manifest.members.at(kLibrary));
     check_library(bundle.library, bundle.manifest.target, path_);
@@ -48,7 +68,7 @@ class Loader {
 
  private:
   Failure damaged(const std::string& member, const std::string& what) const {
-    return {WHET_DAMAGED, text_of(path_, " is damaged: ", member, " ", what, ". Copy or save it again")};
+    return damaged_member(path_, member, what);
   }
 
   // What `read` returns; where it finds something malformed, the member is damaged.
@@ -62,13 +82,8 @@ class Loader {
   }
 
   Manifest manifest() const {
-    const Stored& stored = members_.at(kManifest);
-    if (stored.size > kManifestLimit) throw damaged(kManifest, text_of("claims ", stored.size, " bytes"));
-    Manifest found = reading(kManifest, [&] {
-      const std::string text = file_.read(stored.offset, static_cast<std::size_t>(stored.size));
-      if (crc32(text.data(), text.size()) != stored.crc32) throw Malformed("does not have its checksum");
-      return parse_manifest(text, path_);
-    });
+    Manifest found = reading(
+        kManifest, [&] { return parse_manifest(manifest_text(file_, members_.at(kManifest)), path_); });
     bool same = found.members.size() + 1 == members_.size();
     for (const auto& [name, member] : found.members) same = same && name != kManifest && members_.count(name) != 0;
     if (!same) throw damaged(kManifest, "describes other members");
@@ -179,10 +194,55 @@ class Loader {
   std::string path_;
   File file_;
   Members members_;
+  Manifest manifest_;
 };
+
+// The members of one bundle, or an index and variants.
+Members read_members(const File& file) {
+  std::set<std::string> known = {kLibrary, kWeights, kPacked};
+  known.insert(kVariants.begin(), kVariants.end());
+  Members members = read_container(file, {kManifest}, known);
+  std::size_t own = 0;
+  for (const std::string& name : {kLibrary, kWeights, kPacked}) own += members.count(name);
+  const bool fat = members.size() > own + 1;
+  if (fat && own > 0) throw Malformed("it has members of one bundle and others of several");
+  for (const std::string& name : {kLibrary, kWeights})
+    if (!fat && members.count(name) == 0) throw Malformed(text_of("it has no member ", in_quotes(name)));
+  return members;
+}
+
+// Of a fat bundle the best variant for this device; of the others nothing but their targets is read.
+Loader variant_of(const std::string& path, const File& file, const Members& members) {
+  std::set<std::string> names;
+  for (const auto& [name, stored] : members)
+    if (name != kManifest) names.insert(name);
+  std::vector<TargetSpec> targets;
+  try {
+    targets = parse_index(manifest_text(file, members.at(kManifest)), names, path);
+  } catch (const Malformed& error) {
+    throw damaged_member(path, kManifest, error.what());
+  }
+  const std::size_t number = best_variant(targets, path);
+  const std::string& name = kVariants[number];
+  const Stored& stored = members.at(name);
+  const auto [part, inside] = whole(text_of(path, ", variant ", in_quotes(targets[number].name), ","), [&] {
+    File found = file.part(stored.offset, stored.size);
+    Members of_it = read_container(found, {kLibrary, kWeights, kManifest}, {kPacked});
+    return std::pair(std::move(found), std::move(of_it));
+  });
+  Loader loader(path, part, inside);
+  if (!(loader.target() == targets[number]))
+    throw damaged_member(path, name, text_of("is for ", in_quotes(loader.target().name),
+                                             ", which its index does not say"));
+  return loader;
+}
 
 }  // namespace
 
-Bundle read_bundle(const std::string& path) { return Loader(path).bundle(); }
+Bundle read_bundle(const std::string& path) {
+  const File file(path);
+  const Members members = whole(path, [&] { return read_members(file); });
+  return (members.count(kLibrary) != 0 ? Loader(path, file, members) : variant_of(path, file, members)).bundle();
+}
 
 }  // namespace whet::internal

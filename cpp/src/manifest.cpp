@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "failure.hpp"
-#include "json.hpp"
+#include "reader.hpp"
 #include "structure.hpp"
 
 namespace whet::internal {
@@ -12,93 +13,6 @@ namespace {
 
 const std::set<std::string> kDevices = {"cpu", "cuda"};
 constexpr std::size_t kHexDigits = 64;
-
-// A JSON object whose fields are taken out by name and type; Malformed names the path of a wrong one.
-class Reader {
- public:
-  Reader(const Json& value, std::string path) : value_(value), path_(std::move(path)) {
-    if (!value.is(Json::kTable)) throw Malformed(text_of(path_.empty() ? "the manifest" : path_, " is not an object"));
-  }
-
-  const std::string& path() const { return path_; }
-
-  std::int64_t integer(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kSize)) throw wrong(name);
-    return static_cast<std::int64_t>(found.size);
-  }
-
-  std::optional<std::int64_t> optional_integer(const char* name) const {
-    return get(name).is(Json::kNull) ? std::nullopt : std::optional(integer(name));
-  }
-
-  std::string text(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kText)) throw wrong(name);
-    return found.text;
-  }
-
-  std::optional<std::string> optional_text(const char* name) const {
-    return get(name).is(Json::kNull) ? std::nullopt : std::optional(text(name));
-  }
-
-  const std::vector<Json>& list(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kList)) throw wrong(name);
-    return found.items;
-  }
-
-  std::vector<std::string> texts(const char* name) const {
-    std::vector<std::string> found;
-    for (const Json& item : list(name)) {
-      if (!item.is(Json::kText)) throw Malformed(text_of(path_, name, " has an item of another type"));
-      found.push_back(item.text);
-    }
-    return found;
-  }
-
-  std::vector<std::int64_t> numbers(const char* name) const {
-    std::vector<std::int64_t> found;
-    for (const Json& item : list(name)) {
-      if (!item.is(Json::kSize)) throw Malformed(text_of(path_, name, " has an item of another type"));
-      found.push_back(static_cast<std::int64_t>(item.size));
-    }
-    return found;
-  }
-
-  Reader object(const char* name) const {
-    const Json& found = get(name);
-    if (!found.is(Json::kTable)) throw wrong(name);
-    return {found, text_of(path_, name, ".")};
-  }
-
-  std::vector<Reader> objects(const char* name) const {
-    std::vector<Reader> found;
-    for (const Json& item : list(name)) {
-      if (!item.is(Json::kTable)) throw Malformed(text_of(path_, name, " has an item of another type"));
-      found.emplace_back(item, text_of(path_, name, "[", found.size(), "]."));
-    }
-    return found;
-  }
-
-  std::map<std::string, Reader> table(const char* name) const {
-    const Reader inside = object(name);
-    std::map<std::string, Reader> found;
-    for (const auto& [key, item] : inside.value_.fields)
-      found.emplace(key, Reader(item, text_of(inside.path_, printable(key), ".")));
-    return found;
-  }
-
-  const Json& json() const { return value_; }
-
- private:
-  const Json& get(const char* name) const { return value_[name]; }
-
-  Malformed wrong(const char* name) const { return Malformed(text_of(path_, name, " is ", get(name).shown())); }
-
-  const Json& value_;
-  std::string path_;
-};
 
 bool is_feature(const std::string& name) {
   const auto fits = [](unsigned char c) {
@@ -111,12 +25,12 @@ bool is_feature(const std::string& name) {
 TargetSpec read_target(const Reader& reader) {
   TargetSpec target;
   target.name = reader.text("name");
-  reader.text("triple");
+  target.triple = reader.text("triple");
   target.arch = reader.text("arch");
   target.os = reader.text("os");
   target.features = reader.texts("features");
   target.device = reader.text("device");
-  reader.optional_text("device_arch");
+  target.device_arch = reader.optional_text("device_arch");
   if (kDevices.count(target.device) == 0)
     throw Malformed(text_of("target.device is ", in_quotes(target.device), "; known are cpu, cuda"));
   for (const std::string& feature : target.features)
@@ -230,6 +144,14 @@ Manifest read(const Reader& top, const std::string& source) {
 
 }  // namespace
 
+bool TargetSpec::operator==(const TargetSpec& other) const {
+  const auto fields = [](const TargetSpec& target) {
+    return std::tie(target.name, target.triple, target.arch, target.os, target.device, target.device_arch,
+                    target.features);
+  };
+  return fields(*this) == fields(other);
+}
+
 bool Range::holds(std::int64_t size) const {
   return min <= size && (!max || size <= *max) && size % multiple_of == 0;
 }
@@ -238,6 +160,8 @@ std::string Range::text() const {
   const std::string limit = max ? text_of(min, "..", *max) : text_of("at least ", min);
   return multiple_of == 1 ? limit : text_of(limit, ", a multiple of ", multiple_of);
 }
+
+TargetSpec parse_target(const Json& value) { return read_target(Reader(value, "target.")); }
 
 Manifest parse_manifest(const std::string& text, const std::string& source) {
   const Json value = parse_json(text);

@@ -11,13 +11,17 @@
 
 #include "dimension.hpp"
 #include "element.hpp"
+#include "json.hpp"
 
 namespace whet::internal {
 
 // The device that a bundle was compiled for; features by LLVM's names.
 struct TargetSpec {
-  std::string name, arch, os, device;
+  std::string name, triple, arch, os, device;
+  std::optional<std::string> device_arch;
   std::vector<std::string> features;
+
+  bool operator==(const TargetSpec& other) const;
 };
 
 using Dim = std::variant<std::int64_t, Expression>;
@@ -69,6 +73,9 @@ struct Manifest {
 // `source` is the file that the text comes out of. Throws Malformed where it is no JSON, Failure(WHET_NEWER_FORMAT)
 // for a newer format, Failure(WHET_DAMAGED) that names the field for everything else.
 Manifest parse_manifest(const std::string& text, const std::string& source);
+
+// A target out of JSON. Throws Malformed that names the field.
+TargetSpec parse_target(const Json& value);
 
 // Used wherever a shape is shown: "[2, 8]".
 std::string shape_text(const std::vector<std::int64_t>& shape);

@@ -1,6 +1,7 @@
 // What the tests do with the C API in one process: many bundles, many threads, many calls.
 //
-//     drive verify | open           bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each
+//     drive verify | open | target  bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each, where all is
+//                                   well "ok" and nothing more, or the name of the target that was taken
 //     drive threads BUNDLE N CALLS  N threads; every result is that of one thread
 //     drive memory BUNDLE CALLS     KiB that the process grew by over CALLS calls, after as many to warm up
 //     drive turns A B N             opens, runs and closes two bundles in turn; the results stay what they were
@@ -12,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <fstream>
@@ -75,7 +77,9 @@ Bytes joined(const whet::Result& result) {
   return bytes;
 }
 
-whet_status open_and_list(const char* path) {
+whet_status only_verify(const char* path, std::string*) { return whet_verify(path); }
+
+whet_status open_and_list(const char* path, std::string*) {
   whet_module* module = nullptr;
   const whet_status status = whet_open(path, 1, &module);
   whet_spec spec{};
@@ -85,16 +89,29 @@ whet_status open_and_list(const char* path) {
   return status;
 }
 
-int each_bundle(whet_status (*look)(const char*)) {
+whet_status name_target(const char* path, std::string* said) {
+  whet_module* module = nullptr;
+  const whet_status status = whet_open(path, 1, &module);
+  if (module != nullptr) *said = whet_target_name(module);
+  whet_close(module);
+  return status;
+}
+
+int each_bundle(whet_status (*look)(const char*, std::string*)) {
   for (std::string path; std::getline(std::cin, path);) {
-    const whet_status status = look(path.c_str());
-    std::cout << whet_status_name(status) << '\t' << (status == WHET_OK ? "" : whet_last_error()) << std::endl;
+    std::string said;
+    const whet_status status = look(path.c_str(), &said);
+    if (status != WHET_OK) said = whet_last_error();
+    // One line each.
+    std::replace(said.begin(), said.end(), '\n', ' ');
+    std::cout << whet_status_name(status) << '\t' << said << std::endl;
   }
   return 0;
 }
 
-int verify(const Words&) { return each_bundle(whet_verify); }
+int verify(const Words&) { return each_bundle(only_verify); }
 int open_bundles(const Words&) { return each_bundle(open_and_list); }
+int targets(const Words&) { return each_bundle(name_target); }
 
 int threads(const Words& words) {
   constexpr unsigned kinds = 5;
@@ -258,7 +275,7 @@ struct Command {
   const char* name;
   int (*run)(const Words&);
 };
-constexpr Command kCommands[] = {{"verify", verify},     {"open", open_bundles}, {"threads", threads},
+constexpr Command kCommands[] = {{"verify", verify},     {"open", open_bundles}, {"target", targets}, {"threads", threads},
                                  {"memory", memory},     {"turns", turns},       {"sessions", sessions}, {"inputs", inputs},
                                  {"features", features}, {"dimensions", dimensions}};
 

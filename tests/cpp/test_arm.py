@@ -14,7 +14,10 @@ import whet
 from benchmarks.models.small import LeNet5, LeNet300
 from tests.cpp.conftest import Programs, alone, build
 from tests.e2e.test_arm import run_on
-from whet.passes import QuantizeStatic
+from whet.frontend import import_model
+from whet.ir.target import get_target
+from whet.passes import Context, PassManager, QuantizeStatic
+from whet.runtime import join_bundles, read_manifest
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 
@@ -52,6 +55,22 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@pytest.fixture(scope="session")
+def fat(bundles: dict[str, Path]) -> Path:
+    """LeNet-5 with the same integers for four processors; the bundle for TARGET alone lies beside it."""
+    digits = torch.from_numpy(np.load(bundles["x"]))
+    torch.manual_seed(0)
+    context = Context(target=get_target("arm"), calibration=[(digits,)])
+    graph = PassManager([QuantizeStatic()]).run(import_model(LeNet5().eval(), (digits,)), context).graph
+    folder = bundles["x"].parent / "fat"
+    folder.mkdir()
+    paths = [folder / f"{target}.whet" for target in ("avx2", "avx512", "arm", "cortex-a76")]
+    for path in paths:
+        whet.optimize(graph, path.stem).save(path)
+    join_bundles(folder / "fat.whet", paths)
+    return folder / "fat.whet"
+
+
 @pytest.mark.parametrize("core", ["cortex-a72", "cortex-a76"])
 @pytest.mark.parametrize("kind", ["f32", "int8"])
 def test_the_numbers_of_python_on_the_same_core(
@@ -63,6 +82,42 @@ def test_the_numbers_of_python_on_the_same_core(
     digits = torch.from_numpy(np.load(bundles["x"]))
     (expected,), _ = run_on(core, arm_device, bundle, [digits])
     np.testing.assert_array_equal(np.load(tmp_path / "out.0.npy"), expected.numpy())
+
+
+@pytest.mark.parametrize(("core", "chosen"), [("cortex-a72", "arm"), ("cortex-a76", "cortex-a76")])
+def test_one_bundle_for_four_processors(
+    core: str,
+    chosen: str,
+    fat: Path,
+    bundles: dict[str, Path],
+    cross: Path,
+    plain: Programs,
+    arm_device: Path,
+    tmp_path: Path,
+) -> None:
+    """Python and C++ take the variant for the core that they run on, and its numbers are those of its own bundle."""
+    assert on_core(cross, core).verdicts("target", [fat]) == [("ok", chosen)]
+    on_core(cross, core).output("run_bundle", fat, bundles["x"], "--output", tmp_path / "out", "--threads", "1")
+    digits = torch.from_numpy(np.load(bundles["x"]))
+    actual = np.load(tmp_path / "out.0.npy")
+    for path in (fat, fat.with_name(f"{chosen}.whet")):
+        (expected,), printed = run_on(core, arm_device, path, [digits])
+        assert f"target: {chosen}" in printed
+        np.testing.assert_array_equal(actual, expected.numpy())
+    # On this machine the same file gives the same integers.
+    ((status, target),) = plain.verdicts("target", [fat])
+    assert (status, target) == ("ok", read_manifest(fat).target.name)
+    np.testing.assert_array_equal(actual, whet.load(fat)(digits.numpy()))
+
+
+def test_no_variant_for_the_core(fat: Path, cross: Path, arm_device: Path, tmp_path: Path) -> None:
+    join_bundles(tmp_path / "fat.whet", [fat.with_name(f"{name}.whet") for name in ("avx2", "cortex-a76")])
+    words = ("nothing that runs on this device", "avx2", "dotprod")
+    ((status, message),) = on_core(cross, "cortex-a72").verdicts("open", [tmp_path / "fat.whet"])
+    assert status == "other device" and all(word in message for word in words)
+    with pytest.raises(RuntimeError) as refused:
+        run_on("cortex-a72", arm_device, tmp_path / "fat.whet", [torch.zeros(2, 1, 28, 28)])
+    assert all(word in str(refused.value) for word in words)
 
 
 def test_a_bundle_for_a_larger_core(bundles: dict[str, Path], cross: Path, arm_device: Path, plain: Programs) -> None:

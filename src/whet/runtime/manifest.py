@@ -213,7 +213,7 @@ class Manifest:
         The format version comes first: a newer format may change every other field.
         """
         try:
-            top = _Reader(value, "")
+            top = Reader(value, "")
             version = top.integer("format_version")
             if version > FORMAT_VERSION:
                 raise BundleError(
@@ -241,7 +241,7 @@ class Manifest:
             raise BundleError(f"{source} is not a manifest that whet wrote: {error}. Save the bundle again") from error
 
 
-class _Reader:
+class Reader:
     """A JSON object whose fields are taken out by name and type; ValueError names the path of a wrong one."""
 
     def __init__(self, value: Any, path: str) -> None:
@@ -280,23 +280,23 @@ class _Reader:
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(self.list(name, str))
 
-    def object(self, name: str) -> _Reader:
-        return _Reader(self._get(name, dict), f"{self.path}{name}.")
+    def object(self, name: str) -> Reader:
+        return Reader(self._get(name, dict), f"{self.path}{name}.")
 
-    def objects(self, name: str) -> tuple[_Reader, ...]:
-        return tuple(_Reader(item, f"{self.path}{name}[{i}].") for i, item in enumerate(self.list(name, dict)))
+    def objects(self, name: str) -> tuple[Reader, ...]:
+        return tuple(Reader(item, f"{self.path}{name}[{i}].") for i, item in enumerate(self.list(name, dict)))
 
-    def table(self, name: str) -> dict[str, _Reader]:
+    def table(self, name: str) -> dict[str, Reader]:
         inside = self.object(name)
-        return {key: _Reader(item, f"{inside.path}{key}.") for key, item in inside.fields.items()}
+        return {key: Reader(item, f"{inside.path}{key}.") for key, item in inside.fields.items()}
 
 
 def parse_target(value: Any) -> TargetSpec:
     """A target out of JSON. Raises ValueError."""
-    return _target(_Reader(value, "target."))
+    return _target(Reader(value, "target."))
 
 
-def _target(reader: _Reader) -> TargetSpec:
+def _target(reader: Reader) -> TargetSpec:
     return TargetSpec(
         name=reader.text("name"),
         triple=reader.text("triple"),
@@ -308,20 +308,20 @@ def _target(reader: _Reader) -> TargetSpec:
     )
 
 
-def _tensor(reader: _Reader) -> TensorSpec:
+def _tensor(reader: Reader) -> TensorSpec:
     return TensorSpec(reader.text("name"), tuple(reader.list("shape", int, str)), reader.text("dtype"))
 
 
-def _state(reader: _Reader) -> StateSpec:
+def _state(reader: Reader) -> StateSpec:
     shape = tuple(reader.list("shape", int))
     return StateSpec(reader.text("name"), shape, reader.text("dtype"), reader.text("weight"))
 
 
-def _dimension(reader: _Reader) -> Dimension:
+def _dimension(reader: Reader) -> Dimension:
     return Dimension(reader.integer("min"), reader.optional_integer("max"), reader.integer("multiple_of"))
 
 
-def _kernel(reader: _Reader) -> KernelCall:
+def _kernel(reader: Reader) -> KernelCall:
     return KernelCall(
         reader.text("name"),
         reader.texts("operations"),
@@ -332,7 +332,7 @@ def _kernel(reader: _Reader) -> KernelCall:
     )
 
 
-def _member(reader: _Reader) -> Member:
+def _member(reader: Reader) -> Member:
     digest = reader.text("sha256")
     if not _HEX.fullmatch(digest):
         raise ValueError(f"{reader.path}sha256 is {digest[:70]!r}")
