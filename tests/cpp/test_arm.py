@@ -12,7 +12,7 @@ import torch
 
 import whet
 from benchmarks.models.small import LeNet5, LeNet300
-from tests.cpp.conftest import Programs, alone, build
+from tests.cpp.programs import Programs, on_core
 from tests.e2e.test_arm import run_on
 from whet.frontend import import_model
 from whet.ir.target import get_target
@@ -20,21 +20,6 @@ from whet.passes import Context, PassManager, QuantizeStatic
 from whet.runtime import join_bundles, read_manifest
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
-
-
-@pytest.fixture(scope="session")
-def cross(repository: Path, arm_device: Path) -> Path:
-    """Folder of the programs for AArch64, without Python and without a userland."""
-    sysroot = repository / ".cache" / "cpp" / "sysroot"
-    with alone(sysroot):
-        if not (sysroot / "usr").is_dir():
-            subprocess.run([repository / "cpp" / "setup", sysroot], check=True, capture_output=True)
-    options = ("-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake", f"-DWHET_SYSROOT={sysroot}")
-    return build(repository, "aarch64", *options, site=arm_device / "site64")
-
-
-def on_core(folder: Path, core: str) -> Programs:
-    return Programs(folder, ("qemu-aarch64-static", "-cpu", core, "-L", "/usr/aarch64-linux-gnu"))
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import whet
-from tests.cpp.conftest import Programs
 from tests.cpp.fat_mutations import fat, variant
 from tests.cpp.mutations import zipped
+from tests.cpp.programs import Programs
 from tests.cpp.test_run import run
 from whet.runtime import cpu, load, read_manifest
 

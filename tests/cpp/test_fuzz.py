@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp.conftest import Programs
 from tests.cpp.fat_mutations import mutated_fat, variant
 from tests.cpp.mutations import mutated
+from tests.cpp.programs import Programs
 from tests.runtime.conftest import Model
 from whet.errors import BundleError
 from whet.runtime import read_bundle, write_bundle

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp.conftest import Programs
 from tests.cpp.fat_mutations import fat_refusals
 from tests.cpp.mutations import refusals
+from tests.cpp.programs import Programs
 from whet.errors import BundleError
 from whet.runtime import load
 
