@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cpp.programs import Programs, build, cross
+from tests.cpp.programs import Programs, build, cross, plain
 from tests.runtime.conftest import Model, affine, affine_bundle, counter, counter_bundle
 from whet.runtime import write_bundle
 
-__all__ = ["affine", "affine_bundle", "counter", "counter_bundle", "cross"]
+__all__ = ["affine", "affine_bundle", "counter", "counter_bundle", "cross", "plain"]
 
 # A library that leaves a file behind wherever it is loaded.
 CANARY = """
@@ -25,12 +25,6 @@ __attribute__((constructor)) static void sing(void) {
   if (file) fclose(file);
 }
 """
-
-
-@pytest.fixture(scope="session")
-def plain(repository: Path) -> Programs:
-    """The optimized build."""
-    return Programs(build(repository, "plain"))
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,12 @@ def build(root: Path, name: str, *options: str, site: Path | None = None) -> Pat
 
 
 @pytest.fixture(scope="session")
+def plain(repository: Path) -> Programs:
+    """The optimized build."""
+    return Programs(build(repository, "plain"))
+
+
+@pytest.fixture(scope="session")
 def cross(repository: Path, arm_device: Path) -> Path:
     """Folder of the programs for AArch64, which need neither Python nor a userland."""
     sysroot = repository / ".cache" / "cpp" / "sysroot"
@@ -112,3 +122,24 @@ def cross(repository: Path, arm_device: Path) -> Path:
 def on_core(folder: Path, core: str) -> Programs:
     """The programs for AArch64 on an emulated core."""
     return Programs(folder, ("qemu-aarch64-static", "-cpu", core, "-L", "/usr/aarch64-linux-gnu"))
+
+
+# x86 processors by the emulator's names, without what it does not emulate; it has no AVX-512.
+NEHALEM = "Nehalem"
+HASWELL = "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"
+
+
+def on_x86(programs: Programs, core: str) -> Programs:
+    """The programs on an emulated x86 processor."""
+    return Programs(programs.folder, ("qemu-x86_64-static", "-cpu", core))
+
+
+def run_bundle(programs: Programs, bundle: Path, inputs: Sequence[Array]) -> list[Array]:
+    """Outputs of a bundle by the example program; what it reads and writes lies beside the bundle."""
+    files = [bundle.with_suffix(f".{index}.npy") for index in range(len(inputs))]
+    for file, array in zip(files, inputs, strict=True):
+        np.save(file, array)
+    prefix = bundle.with_suffix(".out")
+    printed = programs.output("run_bundle", bundle, *files, "--output", prefix, "--threads", "1")
+    count = sum(line.startswith("output ") for line in printed.splitlines())
+    return [np.load(f"{prefix}.{index}.npy") for index in range(count)]

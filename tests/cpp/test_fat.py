@@ -13,17 +13,11 @@ import torch
 import whet
 from tests.cpp.fat_mutations import fat, variant
 from tests.cpp.mutations import zipped
-from tests.cpp.programs import Programs
-from tests.cpp.test_run import run
+from tests.cpp.programs import HASWELL, NEHALEM, Programs, on_x86, run_bundle
 from whet.runtime import cpu, load, read_manifest
 
 pytestmark = pytest.mark.timeout(1200)
 
-# Processors by the emulator's names, without what it does not emulate.
-_CORES = {
-    "avx2": "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm",
-    "x86-64-v2": "Nehalem",
-}
 _FOREIGN = {"x86_64": "aarch64", "aarch64": "x86_64"}
 
 
@@ -66,7 +60,7 @@ def test_a_model_for_four_processors(plain: Programs, tmp_path: Path) -> None:
     chosen = read_manifest(tmp_path / "fat.whet").target.name
     assert plain.verdicts("target", [tmp_path / "fat.whet"]) == [("ok", chosen)]
     modules[chosen].save(tmp_path / "alone.whet")
-    (actual,) = run(plain, tmp_path / "fat.whet", [x.numpy()], tmp_path)
+    (actual,) = run_bundle(plain, tmp_path / "fat.whet", [x.numpy()])
     np.testing.assert_array_equal(actual, load(tmp_path / "alone.whet")(x.numpy()))
     np.testing.assert_array_equal(actual, load(tmp_path / "fat.whet")(x.numpy()))
 
@@ -75,15 +69,15 @@ def test_a_model_for_four_processors(plain: Programs, tmp_path: Path) -> None:
     shutil.which("qemu-x86_64-static") is None or cpu.host_arch() != "x86_64",
     reason="qemu-x86_64-static emulates other processors of this architecture: Debian's qemu-user-static has it",
 )
-@pytest.mark.parametrize("target", _CORES)
-def test_a_plainer_processor(target: str, plain: Programs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("core", "target"), [(HASWELL, "avx2"), (NEHALEM, "x86-64-v2")], ids=["Haswell", "Nehalem"])
+def test_a_plainer_processor(core: str, target: str, plain: Programs, tmp_path: Path) -> None:
     """What CPUID says counts, not what the operating system says of the machine around it."""
     model, x = torch.nn.Linear(32, 16).eval(), torch.randn(3, 32)
     modules = [whet.optimize(model, name, example_inputs=(x,)) for name in ("x86-64-v2", "avx2", "avx512", "arm")]
     whet.save_fat(tmp_path / "fat.whet", modules)
-    emulated = Programs(plain.folder, ("qemu-x86_64-static", "-cpu", _CORES[target]))
+    emulated = on_x86(plain, core)
     assert emulated.verdicts("target", [tmp_path / "fat.whet"]) == [("ok", target)]
-    (actual,) = run(emulated, tmp_path / "fat.whet", [x.numpy()], tmp_path)
+    (actual,) = run_bundle(emulated, tmp_path / "fat.whet", [x.numpy()])
     np.testing.assert_allclose(actual, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
     whet.save_fat(tmp_path / "large.whet", modules[2:])
     ((status, message),) = emulated.verdicts("target", [tmp_path / "large.whet"])

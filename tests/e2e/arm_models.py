@@ -95,13 +95,13 @@ def integer_regions(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[Graph, tu
     may round otherwise on another processor, are not in it.
     """
     regions = graph.clone()
+    regions.input_structure = regions.output_structure = None
     begins = [item.result for item in regions.operations if item.name == "quantize"]
     regions.outputs = begins
     fed = flat(Interpreter(regions)(*inputs))
     ends = [item.operand(0) for item in regions.operations if item.name == "dequantize"]
     regions.outputs = [value for value in dict.fromkeys(ends) if value not in begins and value.constant is None]
     regions.inputs = [Value(f"integers{index}", value.type) for index, value in enumerate(begins)]
-    regions.input_structure = None
     for old, new in zip(begins, regions.inputs, strict=True):
         regions.replace_value(old, new)
     for operation in reversed(regions.operations.copy()):

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cpp.programs import cross
+from tests.cpp.programs import cross, plain
 
-__all__ = ["cross"]
+__all__ = ["cross", "plain"]

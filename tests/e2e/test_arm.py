@@ -13,15 +13,9 @@ import torch
 
 import whet
 from tests.e2e.networks import Counter, Encoder, ResidualConvs, relative_error, seeded
-from whet.frontend import import_model
-from whet.ir import Interpreter
-from whet.ir.target import get_target
-from whet.passes import Context, PassManager, QuantizeStatic
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(600)]
 
-# target -> the emulated core that it runs on
-CORES = {"arm": "cortex-a72", "cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76"}
 RUN = Path(__file__).parent / "device_run.py"
 
 
@@ -40,28 +34,6 @@ def run_on(core: str, arm_device: Path, bundle: Path, inputs: Sequence[torch.Ten
     if finished.returncode:
         raise RuntimeError(finished.stderr)
     return [torch.from_numpy(array) for array in np.load(files[1]).values()], finished.stdout
-
-
-@pytest.mark.parametrize("target", CORES)
-def test_float_convolutions(target: str, arm_device: Path, tmp_path: Path) -> None:
-    model, x = seeded(ResidualConvs()), torch.randn(2, 3, 33, 33)
-    whet.optimize(model, target, example_inputs=(x,)).save(tmp_path / "m.whet")
-    (actual,), printed = run_on(CORES[target], arm_device, tmp_path / "m.whet", [x])
-    assert relative_error(actual, model(x)) < 1e-4
-    assert "modules: []" in printed
-
-
-@pytest.mark.parametrize("target", CORES)
-def test_every_integer_is_the_interpreters(target: str, arm_device: Path, tmp_path: Path) -> None:
-    model, x = seeded(ResidualConvs()), torch.randn(1, 3, 33, 33)
-    context = Context(target=get_target(target), calibration=[(x,)])
-    graph = PassManager([QuantizeStatic()]).run(import_model(model, (x,)), context).graph.clone()
-    graph.outputs = [op.result for op in graph.operations if op.name in ("quantize", "conv_integer", "linear_integer")]
-    graph.output_structure = None
-    whet.optimize(graph, target).save(tmp_path / "m.whet")
-    actual, _ = run_on(CORES[target], arm_device, tmp_path / "m.whet", [x])
-    for value, left, right in zip(graph.outputs, actual, Interpreter(graph)(x), strict=True):
-        assert torch.equal(left, right), value
 
 
 def test_transformer_with_symbolic_length(arm_device: Path, tmp_path: Path) -> None:

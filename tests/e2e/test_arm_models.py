@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import whet
 from benchmarks import datasets
-from tests.cpp.programs import on_core
+from tests.cpp.programs import on_core, run_bundle
 from tests.e2e.arm_models import MODELS, flat, graph_for, integer_regions
 from tests.e2e.networks import relative_error
 from tests.e2e.test_arm import run_on
@@ -31,17 +30,6 @@ CASES = (
     ("lenet5", "f32"),
     ("lenet5", "int8"),
 )
-
-
-def run_cpp(programs: Path, core: str, bundle: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs of a bundle by the C++ runtime, on the emulated core."""
-    files = [bundle.with_suffix(f".{index}.npy") for index in range(len(inputs))]
-    for file, tensor in zip(files, inputs, strict=True):
-        np.save(file, tensor.numpy())
-    prefix = bundle.with_suffix(".cpp")
-    printed = on_core(programs, core).output("run_bundle", bundle, *files, "--output", prefix, "--threads", "1")
-    count = sum(line.startswith("output ") for line in printed.splitlines())
-    return [torch.from_numpy(np.load(f"{prefix}.{index}.npy")) for index in range(count)]
 
 
 def cosine(left: Tensor, right: Tensor) -> float:
@@ -65,7 +53,8 @@ def test_every_way_to_run_it(name: str, precision: str, cross: Path, arm_device:
         compiled.save(bundle)
         python, printed = run_on(core, arm_device, bundle, inputs[0])
         assert f"target: {core}" in printed and "modules: []" in printed
-        others = [run_cpp(cross, core, bundle, inputs[0])]
+        arrays = run_bundle(on_core(cross, core), bundle, [item.numpy() for item in inputs[0]])
+        others = [[torch.from_numpy(item) for item in arrays]]
         if model.static:
             others += run_static(compiled, tmp_path / core, [inputs[0]])
         for other in others:
