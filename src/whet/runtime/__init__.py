@@ -8,6 +8,7 @@ from whet.runtime.bundle import Bundle, join_bundles, read_bundle, read_manifest
 from whet.runtime.executor import set_threads
 from whet.runtime.loading import load
 from whet.runtime.manifest import Dimension, Manifest, StateSpec, TargetSpec, TensorSpec
+from whet.runtime.objects import bundle_linked
 from whet.runtime.safetensors import RawTensor
 from whet.runtime.session import LoadedModule, Program, Session
 from whet.runtime.storage_report import StorageReport, storage_of, storage_report
@@ -26,6 +27,7 @@ __all__ = [
     "StructuredOutput",
     "TargetSpec",
     "TensorSpec",
+    "bundle_linked",
     "join_bundles",
     "load",
     "read_bundle",
