@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cpp.conftest import Programs, build
 from tests.cpp.forgeries import Bundles, Forgery, Keys, forgeries
+from tests.cpp.programs import Programs, build
 from tests.runtime.conftest import Model
 from whet.errors import BundleError, DecryptionError, SignatureError
 from whet.runtime import load, read_bundle, write_bundle
