@@ -92,12 +92,14 @@ class CompiledModule(LoadedModule):
         export_library: Callable[[Path], None] | None,
         weights: dict[str, Any],
         export_c: Callable[[str | os.PathLike[str]], StaticProgram] | None = None,
+        export_objects: Callable[[Path], tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__(manifest, start)
         self.graph = graph
         self._report = report
         self._export_library = export_library
         self._export_c = export_c
+        self._export_objects = export_objects
         self.weights = weights
 
     def report(self) -> Report:
@@ -147,6 +149,20 @@ class CompiledModule(LoadedModule):
             library = Path(folder) / "lib.so"
             self._export_library(library)
             write_bundle(path, self.manifest, library, self.weights, sign=sign, encrypt=encrypt)
+
+    def save_object(self, folder: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Write object files in place of a bundle, for a system whose code can only be linked there; their names.
+
+        `folder` gets the objects (Mach-O for macOS, ELF for Linux), the weights, the manifest, and LINK.md, which says
+        how to link them and to make the bundle (`whet.runtime.bundle_linked`). It is made where it is missing, and
+        files of the same names are replaced.
+
+        Raises BundleError where a file cannot be written, TargetError for a target without a runtime or with other
+        code than a processor's, BackendError for a backend that makes no code.
+        """
+        if self._export_objects is None:
+            raise BackendError(f"the {self._report.backend} backend makes no code for {self._report.target} to save")
+        return self._export_objects(Path(folder))
 
     def export_c(self, folder: str | os.PathLike[str]) -> StaticProgram:
         """Write the model as a static program, for devices without Python, TVM or an operating system.

@@ -21,7 +21,7 @@ from whet.backends.tvm.emit import EmittedModule, Schedule, emit
 from whet.backends.tvm.export_c.export import Compiled, exporter
 from whet.backends.tvm.export_c.workspace import LoweredKernels
 from whet.backends.tvm.kernels.decisions import DEFAULT
-from whet.backends.tvm.link import export_library
+from whet.backends.tvm.link import export_library, export_objects, link_command
 from whet.backends.tvm.nvcc import compiling_for
 from whet.backends.tvm.pipeline import PIPELINE
 from whet.backends.tvm.prepare import prepare
@@ -37,6 +37,8 @@ from whet.ir.target import Target
 from whet.passes.base import Progress, silent
 from whet.runtime.device_code import accept_device_code
 from whet.runtime.host import check_host
+from whet.runtime.manifest import Manifest
+from whet.runtime.objects import OBJECTS, write_objects
 from whet.runtime.session import Program
 
 _SCHEDULES: dict[str, Schedule] = {"cpu": schedule_cpu, "cuda": schedule_cuda}
@@ -88,7 +90,14 @@ class TvmBackend:
             prepared, target, emitted.steps, emitted.returns, weights, manifest, executable, lowered.workspace
         )
         return CompiledModule(
-            start, manifest, prepared, report, _exporter(executable, target), weights, exporter(static)
+            start,
+            manifest,
+            prepared,
+            report,
+            _exporter(executable, target),
+            weights,
+            exporter(static),
+            _object_exporter(executable, target, manifest, weights),
         )
 
     def latency(self, graph: Graph, target: Target, tuning: Tuning, progress: Progress = silent) -> Mapping[str, float]:
@@ -171,14 +180,31 @@ def _machine(executable: Any, target: Target) -> Callable[[], Any]:
     return make
 
 
+def _require_runtime(target: Target) -> None:
+    if not target.runtime:
+        raise TargetError(
+            f"{target.name} has no TVM runtime (no wheel of it exists), so a bundle could not run there; use the "
+            "static export in its place: compiled.export_c(folder) writes C sources and one object"
+        )
+
+
 def _exporter(executable: Any, target: Target) -> Callable[[Path], None]:
     def export(path: Path) -> None:
-        if not target.runtime:
-            raise TargetError(
-                f"{target.name} has no TVM runtime (no wheel of it exists), so a bundle could not run there; use the "
-                "static export in its place: compiled.export_c(folder) writes C sources and one object"
-            )
+        _require_runtime(target)
         export_library(executable, path, target)
+
+    return export
+
+
+def _object_exporter(
+    executable: Any, target: Target, manifest: Manifest, weights: Mapping[str, Any]
+) -> Callable[[Path], tuple[str, ...]]:
+    def export(folder: Path) -> tuple[str, ...]:
+        _require_runtime(target)
+        if target.kind != "cpu":
+            raise TargetError(f"{target.name}: only code for processors can be saved as objects; save() links others")
+        objects = dict(zip(OBJECTS, export_objects(executable), strict=True))
+        return write_objects(folder, manifest, objects, weights, link_command(target))
 
     return export
 

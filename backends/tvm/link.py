@@ -6,13 +6,15 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from whet.errors import TargetError
+from whet.errors import InternalError, TargetError
 from whet.ir.target import Target
 from whet.runtime.cpu import host_arch, host_os
+from whet.runtime.objects import OBJECTS
 
 # First part of the triple -> (Debian's cross compiler, triple for clang, triple for zig with the oldest glibc that
 # the TVM runtime runs on).
@@ -23,6 +25,11 @@ _LINKERS = {
 }
 _STATIC = {"x86_64": "x86_64-linux-musl", "aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf"}
 _SHARED = ("-shared", "-fPIC", "-s")
+# By operating system. A Mach-O library says which symbols it expects of others; all of the TVM runtime's are.
+_LINKING_THERE = {
+    "linux": ("cc", *_SHARED),
+    "darwin": ("clang", "-arch", "arm64", "-dynamiclib", "-undefined", "dynamic_lookup"),
+}
 
 
 def compiler_name(target: Target) -> str:
@@ -38,7 +45,10 @@ def static_triple(target: Target) -> str:
 def find_linker(target: Target) -> list[str]:
     """The command that links a shared library for `target`. Raises TargetError that says what to install."""
     if target.os != "linux":
-        raise TargetError(f"{target.name}: linking for {target.os} is not supported; Linux targets are")
+        raise TargetError(
+            f"{target.name}: code for {target.os} is linked there, not here: compiled.save_object(folder) writes the "
+            "object files, and says how"
+        )
     gcc, clang_triple, zig_triple = _LINKERS[target.arch]
     if target.arch == host_arch() and host_os() == "linux":
         for compiler in ("cc", "gcc", "clang"):
@@ -60,6 +70,26 @@ def find_linker(target: Target) -> list[str]:
 def export_library(executable: Any, path: Path, target: Target) -> None:
     """Write the executable as a shared library. Raises TargetError where linking fails, with the linker's words."""
     executable.export_library(str(path), fcompile=linked_by(find_linker(target), target.name))
+
+
+def export_objects(executable: Any) -> tuple[bytes, bytes]:
+    """The object files of the executable: the kernels, and the program that calls them."""
+    found: list[bytes] = []
+
+    def keep(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
+        found.extend(Path(item).read_bytes() for item in objects)
+
+    keep.output_format = "so"  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory(prefix="whet-") as folder:
+        executable.export_library(str(Path(folder) / "lib.so"), fcompile=keep)
+    if len(found) != len(OBJECTS):
+        raise InternalError(f"the code generator wrote {len(found)} objects in place of {len(OBJECTS)}")
+    return found[0], found[1]
+
+
+def link_command(target: Target) -> tuple[str, ...]:
+    """What links a shared library for `target` on a machine of its own system."""
+    return _LINKING_THERE[target.os]
 
 
 def linked_by(linker: Sequence[str], name: str) -> Any:

@@ -87,6 +87,12 @@ void Sha256::block(const std::uint8_t* data) {
   for (std::size_t i = 0; i < 8; ++i) state_[i] += added[i];
 }
 
+std::string hex_sha256(const std::string& data) {
+  Sha256 digest;
+  digest.update(data.data(), data.size());
+  return digest.hex();
+}
+
 std::uint32_t crc32(const void* data, std::size_t size) {
   static const std::array<std::uint32_t, 256> table = crc_table();
   const auto* bytes = static_cast<const std::uint8_t*>(data);

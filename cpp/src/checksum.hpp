@@ -24,6 +24,9 @@ class Sha256 {
   std::uint64_t total_ = 0;
 };
 
+// In hexadecimal.
+std::string hex_sha256(const std::string& data);
+
 std::uint32_t crc32(const void* data, std::size_t size);
 
 }  // namespace whet::internal

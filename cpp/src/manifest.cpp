@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "failure.hpp"
-#include "reader.hpp"
 #include "structure.hpp"
 
 namespace whet::internal {
@@ -128,6 +128,14 @@ Manifest read(const Reader& top, const std::string& source) {
 }
 
 }  // namespace
+
+bool TargetSpec::operator==(const TargetSpec& other) const {
+  const auto fields = [](const TargetSpec& target) {
+    return std::tie(target.name, target.triple, target.arch, target.os, target.features, target.device,
+                    target.device_arch);
+  };
+  return fields(*this) == fields(other);
+}
 
 TargetSpec read_target(const Reader& reader) {
   TargetSpec target;

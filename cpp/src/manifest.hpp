@@ -21,10 +21,7 @@ struct TargetSpec {
   std::vector<std::string> features;
   std::optional<std::string> device_arch;
 
-  bool operator==(const TargetSpec& other) const {
-    return name == other.name && triple == other.triple && arch == other.arch && os == other.os &&
-           device == other.device && features == other.features && device_arch == other.device_arch;
-  }
+  bool operator==(const TargetSpec& other) const;
 };
 
 using Dim = std::variant<std::int64_t, Expression>;

@@ -1,4 +1,4 @@
-// Typed fields out of JSON.
+// The fields of a JSON object by name and type: what comes out of files may be damaged or hostile.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "failure.hpp"
 #include "keys.hpp"
@@ -91,9 +92,9 @@ std::string open_sealed(const MemberCipher& cipher, const std::string& sealed) {
   return plain;
 }
 
-OpenedFile::OpenedFile(const Readable& file, const std::map<std::string, Stored>& sealed, const Key& key,
-                       const std::string& salt)
-    : file_(file) {
+OpenedFile::OpenedFile(std::shared_ptr<const Readable> file, const std::map<std::string, Stored>& sealed,
+                       const Key& key, const std::string& salt)
+    : file_(std::move(file)) {
   std::uint64_t begin = 0;
   for (const auto& [name, stored] : sealed) {
     const std::uint64_t end = begin + plain_size(stored.size);
@@ -123,7 +124,7 @@ const std::vector<std::uint8_t>& OpenedFile::chunk(const Place& place, std::uint
   if (held_place_ == &place && held_number_ == number) return held_;
   const std::uint64_t size = place.end - place.begin;
   const auto length = static_cast<std::size_t>(chunk_size(number, size));
-  const std::string sealed = file_.read(place.offset + number * kStep, length + kTagBytes);
+  const std::string sealed = file_->read(place.offset + number * kStep, length + kTagBytes);
   held_place_ = nullptr;
   held_.resize(length);
   place.cipher.open(number, size, sealed, held_.data());

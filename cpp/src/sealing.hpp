@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -56,11 +57,14 @@ class OpenedFile : public Readable {
  public:
   using Readable::read;
   // Throws Malformed for a member of an impossible size.
-  OpenedFile(const Readable& file, const std::map<std::string, Stored>& sealed, const Key& key,
+  OpenedFile(std::shared_ptr<const Readable> file, const std::map<std::string, Stored>& sealed, const Key& key,
              const std::string& salt);
+  OpenedFile(const OpenedFile&) = delete;
+  OpenedFile& operator=(const OpenedFile&) = delete;
 
   // Where the members are.
   const std::map<std::string, Stored>& members() const { return members_; }
+  std::uint64_t size() const override { return places_.empty() ? 0 : places_.back().end; }
   void read(std::uint64_t offset, void* place, std::size_t count) const override;
 
  private:
@@ -71,7 +75,7 @@ class OpenedFile : public Readable {
   };
   const std::vector<std::uint8_t>& chunk(const Place& place, std::uint64_t number) const;
 
-  const Readable& file_;
+  std::shared_ptr<const Readable> file_;
   std::vector<Place> places_;
   std::map<std::string, Stored> members_;
   // The chunk that was opened last.

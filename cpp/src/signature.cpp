@@ -2,7 +2,6 @@
 
 #include <string_view>
 
-#include "checksum.hpp"
 #include "failure.hpp"
 #include "keys.hpp"
 
@@ -22,10 +21,10 @@ std::string bytes_of_hex(const std::string& digits) {
   return bytes;
 }
 
-std::string message(const std::string& key_id, const std::string& manifest) {
-  Sha256 digest;
-  digest.update(manifest.data(), manifest.size());
-  return text_of(kHead, key_id, "\n", digest.hex(), " manifest.json\n");
+std::string message(const std::string& key_id, const std::vector<SignedText>& manifests) {
+  std::string text = text_of(kHead, key_id, "\n");
+  for (const SignedText& manifest : manifests) text += text_of(manifest.sha256, " ", manifest.name, "\n");
+  return text;
 }
 
 }  // namespace
@@ -41,7 +40,7 @@ Signature parse_signature(const std::string& text) {
   throw Malformed("is not a signature that this whet knows");
 }
 
-void check_signature(const std::optional<Signature>& signature, const std::string& manifest,
+void check_signature(const std::optional<Signature>& signature, const std::vector<SignedText>& manifests,
                      const std::vector<Key>& trusted, const std::string& source) {
   std::string ids;
   for (const Key& key : trusted) ids += (ids.empty() ? "" : ", ") + public_key_id(key);
@@ -51,7 +50,7 @@ void check_signature(const std::optional<Signature>& signature, const std::strin
   for (const Key& key : trusted) {
     if (public_key_id(key) != signature->key_id) continue;
     known = true;
-    if (is_signed(key, signature->value, message(signature->key_id, manifest))) return;
+    if (is_signed(key, signature->value, message(signature->key_id, manifests))) return;
   }
   if (!known)
     throw Failure(WHET_NOT_TRUSTED, text_of(source, " is signed by the key ", signature->key_id,

@@ -5,7 +5,8 @@
 //     KEY ID
 //     SHA-256 manifest.json
 //
-// The manifest holds the checksums and sizes of all other members. Nothing of the member but the signature is believed.
+// and, of a fat bundle, a line more for the manifest of each variant ("SHA-256 0.whet/manifest.json"). A manifest holds
+// the checksums and sizes of all other members. Nothing of the member but the signature is believed.
 #pragma once
 
 #include <optional>
@@ -23,11 +24,16 @@ struct Signature {
   std::string key_id, value;
 };
 
+// A manifest by the name under which it is signed.
+struct SignedText {
+  std::string name, sha256;
+};
+
 // Throws Malformed for what is no such member.
 Signature parse_signature(const std::string& text);
 
-// Throws Failure(WHET_NOT_TRUSTED) unless one of the trusted keys signed exactly this manifest.
-void check_signature(const std::optional<Signature>& signature, const std::string& manifest,
+// Throws Failure(WHET_NOT_TRUSTED) unless one of the trusted keys signed exactly these manifests.
+void check_signature(const std::optional<Signature>& signature, const std::vector<SignedText>& manifests,
                      const std::vector<Key>& trusted, const std::string& source);
 
 }  // namespace whet::internal

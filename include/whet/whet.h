@@ -20,8 +20,9 @@
 extern "C" {
 #endif
 
-/* The newest format of bundles that this runtime reads. */
+/* The newest formats that this runtime reads: of bundles for one target, and of fat bundles, which hold several. */
 #define WHET_FORMAT_VERSION 2
+#define WHET_FAT_FORMAT_VERSION 3
 
 typedef enum whet_status {
   WHET_OK = 0,
@@ -88,7 +89,8 @@ WHET_API size_t whet_dtype_size(whet_dtype dtype);
 /* Features of this processor by LLVM's names, sorted, with commas between: what bundles are held against. */
 WHET_API const char* whet_processor_features(void);
 
-/* Read and check a whole bundle for this device; none of its code is loaded and nothing is written. */
+/* Read and check a whole bundle for this device; none of its code is loaded and nothing is written. Of a fat bundle the
+ * variant is taken that uses most of this processor, as whet.load does; the others are not read. */
 WHET_API whet_status whet_verify(const char* path);
 
 /* Check a bundle as whet_verify does, then load its code. `threads` is the number of cores that all compiled code of
@@ -122,6 +124,7 @@ WHET_API void whet_close(whet_module* module);
 WHET_API whet_status whet_set_threads(int threads);
 WHET_API int whet_threads(void);
 
+/* The target of the code; of a fat bundle, that of the variant that was taken. */
 WHET_API const char* whet_target_name(const whet_module* module);
 WHET_API size_t whet_input_count(const whet_module* module);
 WHET_API size_t whet_output_count(const whet_module* module);

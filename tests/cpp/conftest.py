@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cpp.programs import Programs, build, cross, plain
 from tests.runtime.conftest import Model, affine, affine_bundle, counter, counter_bundle
 from whet.runtime import write_bundle
 
-__all__ = ["affine", "affine_bundle", "counter", "counter_bundle"]
+__all__ = ["affine", "affine_bundle", "counter", "counter_bundle", "cross", "plain"]
 
 # A library that leaves a file behind wherever it is loaded.
 CANARY = """
@@ -30,95 +25,6 @@ __attribute__((constructor)) static void sing(void) {
   if (file) fclose(file);
 }
 """
-
-
-@dataclass(frozen=True)
-class Programs:
-    """A build of the C++ runtime; `prefix` is what starts its programs (an emulator)."""
-
-    folder: Path
-    prefix: tuple[str, ...] = ()
-
-    def run(
-        self,
-        program: str,
-        *args: str | Path,
-        lines: Sequence[str | Path] = (),
-        prefix: Sequence[str] = (),
-        timeout: int = 240,
-        **environment: str,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program of the build; `lines` are its input."""
-        return subprocess.run(
-            [*prefix, *self.prefix, str(self.folder / program), *map(str, args)],
-            input="".join(f"{line}\n" for line in lines),
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    def output(self, program: str, *args: str | Path, **options: str) -> str:
-        """What the program prints; fails where it does not end well."""
-        done = self.run(program, *args, **options)  # type: ignore[arg-type]
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def verdicts(self, command: str, paths: Sequence[Path], **environment: str) -> list[tuple[str, str]]:
-        """(status, message) of each bundle, all looked at by one process."""
-        done = self.run("drive", command, lines=paths, **environment)
-        assert done.returncode == 0 and not done.stderr, f"{done.stdout[-2000:]}\n{done.stderr[-8000:]}"
-        found = [line.split("\t", 1) for line in done.stdout.splitlines()]
-        assert len(found) == len(paths)
-        return [(status, message) for status, message in found]
-
-
-def runtime_of(site: Path) -> tuple[str, ...]:
-    """Options that name the TVM runtime among installed packages."""
-    return f"-DWHET_TVM_FFI={site / 'tvm_ffi'}", f"-DWHET_TVM_LIB={site / 'tvm' / 'lib'}"
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make a folder, and be the only one of the test processes that works in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def build(root: Path, name: str, *options: str, site: Path | None = None) -> Path:
-    """Configure and build into .cache/cpp/NAME; what is there is used again, one process at a time.
-
-    `site` is the folder of the packages of the device, by default those of this Python.
-    """
-    spec = find_spec("tvm_ffi")
-    assert spec is not None and spec.origin is not None
-    site = Path(spec.origin).parent.parent if site is None else site
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is missing: cpp/setup installs it")
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("a C++ compiler is missing: cpp/setup installs one")
-    folder = root / ".cache" / "cpp" / name
-    with alone(folder):
-        generator = ("-G", "Ninja") if shutil.which("ninja") and not (folder / "Makefile").exists() else ()
-        for step in (
-            ("cmake", "-S", root / "cpp", "-B", folder, "-DWHET_TESTS=ON", *runtime_of(site), *generator, *options),
-            ("cmake", "--build", folder, "--parallel", "2"),
-        ):
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
-            if "nlohmann-json and zstd are needed" in done.stderr:
-                pytest.skip("nlohmann-json or zstd is missing: cpp/setup installs them")
-            if done.returncode:
-                pytest.fail(f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def plain(repository: Path) -> Programs:
-    """The optimized build."""
-    return Programs(build(repository, "plain"))
 
 
 @pytest.fixture(scope="session")

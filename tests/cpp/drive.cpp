@@ -1,7 +1,9 @@
 // What the tests do with the C API in one process: many bundles, many threads, many calls.
 //
-//     drive verify | open           bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each
-//     drive secured verify | open   bundles and keys, "PATH<tab>PUBLIC KEY<tab>KEY" a line, a dash for none; likewise
+//     drive verify | open | target  bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each, where all is
+//                                   well "ok" and nothing more, or the name of the target that was taken
+//     drive secured verify | open | target   bundles and keys, "PATH<tab>PUBLIC KEY<tab>KEY" a line, a dash for none;
+//                                   likewise
 //     drive threads BUNDLE N CALLS  N threads; every result is that of one thread
 //     drive memory BUNDLE CALLS     KiB that the process grew by over CALLS calls, after as many to warm up
 //     drive turns A B N             opens, runs and closes two bundles in turn; the results stay what they were
@@ -14,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <fstream>
@@ -77,12 +80,25 @@ Bytes joined(const whet::Result& result) {
   return bytes;
 }
 
-whet_status open_and_list(const char* path, const whet_keys* keys) {
+// How a bundle is looked at; what is said of it where all is well.
+using Look = whet_status (*)(const char*, const whet_keys*, std::string*);
+
+whet_status only_verify(const char* path, const whet_keys* keys, std::string*) { return whet_verify_with(path, keys); }
+
+whet_status open_and_list(const char* path, const whet_keys* keys, std::string*) {
   whet_module* module = nullptr;
   const whet_status status = whet_open_with(path, 1, keys, &module);
   whet_spec spec{};
   for (std::size_t i = 0; i < whet_input_count(module); ++i) whet_input(module, i, &spec);
   for (std::size_t i = 0; i < whet_output_count(module); ++i) whet_output(module, i, &spec);
+  whet_close(module);
+  return status;
+}
+
+whet_status name_target(const char* path, const whet_keys* keys, std::string* said) {
+  whet_module* module = nullptr;
+  const whet_status status = whet_open_with(path, 1, keys, &module);
+  if (module != nullptr) *said = whet_target_name(module);
   whet_close(module);
   return status;
 }
@@ -96,22 +112,30 @@ Words split(const std::string& line) {
   return words;
 }
 
-using Look = whet_status (*)(const char*, const whet_keys*);
+void tell(whet_status status, std::string said) {
+  if (status != WHET_OK) said = whet_last_error();
+  // One line each.
+  std::replace(said.begin(), said.end(), '\n', ' ');
+  std::cout << whet_status_name(status) << '\t' << said << std::endl;
+}
 
-void tell(whet_status status) {
-  std::cout << whet_status_name(status) << '\t' << (status == WHET_OK ? "" : whet_last_error()) << std::endl;
+void look_at(Look look, const std::string& path, const whet_keys* keys) {
+  std::string said;
+  const whet_status status = look(path.c_str(), keys, &said);
+  tell(status, said);
 }
 
 int each_bundle(Look look) {
-  for (std::string path; std::getline(std::cin, path);) tell(look(path.c_str(), nullptr));
+  for (std::string path; std::getline(std::cin, path);) look_at(look, path, nullptr);
   return 0;
 }
 
-int verify(const Words&) { return each_bundle(whet_verify_with); }
+int verify(const Words&) { return each_bundle(only_verify); }
 int open_bundles(const Words&) { return each_bundle(open_and_list); }
+int targets(const Words&) { return each_bundle(name_target); }
 
 int secured(const Words& how) {
-  const Look look = how.at(0) == "open" ? open_and_list : whet_verify_with;
+  const Look look = how.at(0) == "open" ? open_and_list : how.at(0) == "target" ? name_target : only_verify;
   for (std::string line; std::getline(std::cin, line);) {
     const Words words = split(line);
     whet::Keys keys;
@@ -119,9 +143,9 @@ int secured(const Words& how) {
       if (words.at(1) != "-") keys.trust(words[1]);
       if (words.at(2) != "-") keys.decrypt_with(words[2]);
       const whet_keys given = keys.view();
-      tell(look(words[0].c_str(), &given));
+      look_at(look, words[0], &given);
     } catch (const whet::Error& error) {
-      tell(error.status());
+      tell(error.status(), "");
     }
   }
   return 0;
@@ -291,9 +315,9 @@ struct Command {
   int (*run)(const Words&);
 };
 constexpr Command kCommands[] = {
-    {"verify", verify}, {"open", open_bundles},   {"secured", secured}, {"crypto", crypto},     {"threads", threads},
-    {"memory", memory}, {"turns", turns},         {"sessions", sessions}, {"inputs", inputs}, {"features", features},
-    {"dimensions", dimensions}};
+    {"verify", verify},     {"open", open_bundles}, {"target", targets},  {"secured", secured},
+    {"crypto", crypto},     {"threads", threads},   {"memory", memory},   {"turns", turns},
+    {"sessions", sessions}, {"inputs", inputs},     {"features", features}, {"dimensions", dimensions}};
 
 }  // namespace
 

@@ -220,7 +220,7 @@ def mutated(bundle: bytes, seed: int) -> bytes:
     return generator.choice(_WAYS)(bundle, generator)
 
 
-def _scramble(data: bytes, generator: random.Random) -> bytes:
+def scrambled(data: bytes, generator: random.Random) -> bytes:
     """Flip, cut, repeat or overwrite a part."""
     changed = bytearray(data)
     kind = generator.randrange(6)
@@ -245,16 +245,16 @@ def _scramble(data: bytes, generator: random.Random) -> bytes:
 
 
 def _anywhere(bundle: bytes, generator: random.Random) -> bytes:
-    return _scramble(bundle, generator)
+    return scrambled(bundle, generator)
 
 
-def _in_the_records(bundle: bytes, generator: random.Random) -> bytes:
+def in_the_records(bundle: bytes, generator: random.Random) -> bytes:
     """In the records of the zip, where few bytes say much."""
     start = bundle.index(b"PK\x01\x02")
     if generator.random() < 0.5:
-        return bundle[:start] + _scramble(bundle[start:], generator)
+        return bundle[:start] + scrambled(bundle[start:], generator)
     at = generator.choice([found.start() for found in re.finditer(b"PK\x03\x04", bundle)])
-    return bundle[:at] + _scramble(bundle[at : at + 60], generator) + bundle[at + 60 :]
+    return bundle[:at] + scrambled(bundle[at : at + 60], generator) + bundle[at + 60 :]
 
 
 def _json(value: Any, generator: random.Random) -> Any:
@@ -275,23 +275,23 @@ def _json(value: Any, generator: random.Random) -> Any:
     return changed
 
 
-def _text(data: bytes, generator: random.Random) -> bytes:
+def mutated_text(data: bytes, generator: random.Random) -> bytes:
     """JSON with a value changed, or with its text changed."""
     if generator.random() < 0.3:
-        return _scramble(data, generator)
+        return scrambled(data, generator)
     return json.dumps(_json(json.loads(data), generator)).encode()
 
 
 def _manifest(bundle: bytes, generator: random.Random) -> bytes:
     members = members_of(bundle)
-    return zipped({**members, MANIFEST: _text(members[MANIFEST], generator)})
+    return zipped({**members, MANIFEST: mutated_text(members[MANIFEST], generator)})
 
 
 def _weights(bundle: bytes, generator: random.Random) -> bytes:
     members = members_of(bundle)
     data = members[WEIGHTS]
     size = int.from_bytes(data[:8], "little")
-    header = _text(data[8 : 8 + size], generator)
+    header = mutated_text(data[8 : 8 + size], generator)
     return resigned(members, WEIGHTS, len(header).to_bytes(8, "little") + header + data[8 + size :])
 
 
@@ -300,34 +300,34 @@ def _packed_header(bundle: bytes, generator: random.Random) -> bytes:
     data = members[PACKED]
     size = int.from_bytes(data[:8], "little")
     text = zstandard.decompress(data[16 : 16 + size])
-    return resigned(members, PACKED, _packed(_text(text, generator), data[16 + size :]))
+    return resigned(members, PACKED, _packed(mutated_text(text, generator), data[16 + size :]))
 
 
 def _packed_bytes(bundle: bytes, generator: random.Random) -> bytes:
     members = members_of(bundle)
-    return resigned(members, PACKED, _scramble(members[PACKED], generator))
+    return resigned(members, PACKED, scrambled(members[PACKED], generator))
 
 
 def _library(bundle: bytes, generator: random.Random) -> bytes:
     """The headers of the library; whoever uses this must not load it."""
     members = members_of(bundle)
     data = members[LIBRARY]
-    return resigned(members, LIBRARY, _scramble(data[:64], generator) + data[64:])
+    return resigned(members, LIBRARY, scrambled(data[:64], generator) + data[64:])
 
 
-_WAYS: Final = (_anywhere, _in_the_records, _manifest, _weights, _packed_header, _packed_bytes, _library)
+_WAYS: Final = (_anywhere, in_the_records, _manifest, _weights, _packed_header, _packed_bytes, _library)
 
 
 def mutated_secured(bundle: bytes, seed: int) -> bytes:
     """A signed or encrypted bundle with one random thing wrong, made by somebody without the keys."""
     generator = random.Random(seed)
-    return generator.choice((_anywhere, _in_the_records, _manifest, _any_member))(bundle, generator)
+    return generator.choice((_anywhere, in_the_records, _manifest, _any_member))(bundle, generator)
 
 
 def _any_member(bundle: bytes, generator: random.Random) -> bytes:
     """A member changed; half of the time the manifest says so."""
     members = members_of(bundle)
     name = generator.choice([name for name in members if name != MANIFEST])
-    data = _scramble(members[name], generator)
+    data = scrambled(members[name], generator)
     fits = name in json.loads(members[MANIFEST])["members"] and generator.random() < 0.5
     return resigned(members, name, data) if fits else zipped({**members, name: data})

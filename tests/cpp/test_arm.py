@@ -12,28 +12,15 @@ import torch
 
 import whet
 from benchmarks.models.small import LeNet5, LeNet300
-from tests.cpp.conftest import Programs, alone, build
 from tests.cpp.forgeries import Keys
+from tests.cpp.programs import Programs, on_core
 from tests.e2e.test_arm import run_on
-from whet.passes import QuantizeStatic
-from whet.runtime import read_bundle, write_bundle
+from whet.frontend import import_model
+from whet.ir.target import get_target
+from whet.passes import Context, PassManager, QuantizeStatic
+from whet.runtime import join_bundles, read_bundle, read_manifest, write_bundle
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
-
-
-@pytest.fixture(scope="session")
-def cross(repository: Path, arm_device: Path) -> Path:
-    """Folder of the programs for AArch64, without Python and without a userland."""
-    sysroot = repository / ".cache" / "cpp" / "sysroot"
-    with alone(sysroot):
-        if not (sysroot / "usr" / "include" / "openssl").is_dir():
-            subprocess.run([repository / "cpp" / "setup", sysroot], check=True, capture_output=True)
-    options = ("-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake", f"-DWHET_SYSROOT={sysroot}")
-    return build(repository, "aarch64", *options, site=arm_device / "site64")
-
-
-def on_core(folder: Path, core: str) -> Programs:
-    return Programs(folder, ("qemu-aarch64-static", "-cpu", core, "-L", "/usr/aarch64-linux-gnu"))
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +39,22 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             found[f"{target} {name}"] = folder / f"{target}-{name}.whet"
             compiled.save(found[f"{target} {name}"])
     return found
+
+
+@pytest.fixture(scope="session")
+def fat(bundles: dict[str, Path]) -> Path:
+    """LeNet-5 with the same integers for four processors; the bundle for TARGET alone lies beside it."""
+    digits = torch.from_numpy(np.load(bundles["x"]))
+    torch.manual_seed(0)
+    context = Context(target=get_target("arm"), calibration=[(digits,)])
+    graph = PassManager([QuantizeStatic()]).run(import_model(LeNet5().eval(), (digits,)), context).graph
+    folder = bundles["x"].parent / "fat"
+    folder.mkdir()
+    paths = [folder / f"{target}.whet" for target in ("avx2", "avx512", "arm", "cortex-a76")]
+    for path in paths:
+        whet.optimize(graph, path.stem).save(path)
+    join_bundles(folder / "fat.whet", paths)
+    return folder / "fat.whet"
 
 
 @pytest.mark.parametrize("core", ["cortex-a72", "cortex-a76"])
@@ -83,6 +86,42 @@ def test_signed_and_encrypted(cross: Path, bundles: dict[str, Path], tmp_path: P
     assert (tmp_path / "out.0.npy").read_bytes() == (tmp_path / "plain.0.npy").read_bytes()
     line = f"{sealed}\t{tmp_path / 'theirs.pub'}\t{keys.secret}"
     assert programs.run("drive", "secured", "open", lines=[line]).stdout.startswith("not trusted\t")
+
+
+@pytest.mark.parametrize(("core", "chosen"), [("cortex-a72", "arm"), ("cortex-a76", "cortex-a76")])
+def test_one_bundle_for_four_processors(
+    core: str,
+    chosen: str,
+    fat: Path,
+    bundles: dict[str, Path],
+    cross: Path,
+    plain: Programs,
+    arm_device: Path,
+    tmp_path: Path,
+) -> None:
+    """Python and C++ take the variant for the core that they run on, and its numbers are those of its own bundle."""
+    assert on_core(cross, core).verdicts("target", [fat]) == [("ok", chosen)]
+    on_core(cross, core).output("run_bundle", fat, bundles["x"], "--output", tmp_path / "out", "--threads", "1")
+    digits = torch.from_numpy(np.load(bundles["x"]))
+    actual = np.load(tmp_path / "out.0.npy")
+    for path in (fat, fat.with_name(f"{chosen}.whet")):
+        (expected,), printed = run_on(core, arm_device, path, [digits])
+        assert f"target: {chosen}" in printed
+        np.testing.assert_array_equal(actual, expected.numpy())
+    # On this machine the same file gives the same integers.
+    ((status, target),) = plain.verdicts("target", [fat])
+    assert (status, target) == ("ok", read_manifest(fat).target.name)
+    np.testing.assert_array_equal(actual, whet.load(fat)(digits.numpy()))
+
+
+def test_no_variant_for_the_core(fat: Path, cross: Path, arm_device: Path, tmp_path: Path) -> None:
+    join_bundles(tmp_path / "fat.whet", [fat.with_name(f"{name}.whet") for name in ("avx2", "cortex-a76")])
+    words = ("nothing that runs on this device", "avx2", "dotprod")
+    ((status, message),) = on_core(cross, "cortex-a72").verdicts("open", [tmp_path / "fat.whet"])
+    assert status == "other device" and all(word in message for word in words)
+    with pytest.raises(RuntimeError) as refused:
+        run_on("cortex-a72", arm_device, tmp_path / "fat.whet", [torch.zeros(2, 1, 28, 28)])
+    assert all(word in str(refused.value) for word in words)
 
 
 def test_a_bundle_for_a_larger_core(bundles: dict[str, Path], cross: Path, arm_device: Path, plain: Programs) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cpp.conftest import Programs, build
+from tests.cpp.fat_forgeries import FatBundles, fat_forgeries
 from tests.cpp.forgeries import Bundles, Forgery, Keys, forgeries
+from tests.cpp.programs import Programs, build
 from tests.runtime.conftest import Model
 from whet.errors import BundleError, DecryptionError, SignatureError
 from whet.runtime import load, read_bundle, write_bundle
@@ -27,7 +28,8 @@ def cases(shrunk: Model, canary: Path, tmp_path_factory: pytest.TempPathFactory)
     library.write_bytes(canary.read_bytes() + np.random.default_rng(0).bytes(150_000))
     keys = Keys.make(folder)
     weights = {key: RawTensor.of(item) for key, item in shrunk.weights.items()}
-    found = list(forgeries(Bundles.make(folder, shrunk.manifest, library, weights, keys), keys, folder))
+    made = (folder, shrunk.manifest, library, weights, keys)
+    found = [*forgeries(Bundles.make(*made), keys, folder), *fat_forgeries(FatBundles.make(*made), keys)]
     paths = [folder / f"{index}.whet" for index in range(len(found))]
     for case, path in zip(found, paths, strict=True):
         path.write_bytes(case.data)
@@ -45,7 +47,7 @@ def test_python(cases: list[tuple[Forgery, Path]], tmp_path: Path, monkeypatch: 
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("WHET_CANARY", str(sung))
-    assert len(cases) > 100
+    assert len(cases) > 180
     wrong = []
     for case, path in cases:
         if case.status == "ok":

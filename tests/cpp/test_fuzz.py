@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.cpp.conftest import Programs
+from tests.cpp.fat_mutations import mutated_fat, variant
 from tests.cpp.forgeries import Keys
 from tests.cpp.mutations import MANIFEST, members_of, mutated, mutated_secured
+from tests.cpp.programs import Programs
 from tests.runtime.conftest import Model
 from whet.errors import BundleError, DecryptionError, SignatureError
 from whet.runtime import read_bundle, write_bundle
@@ -16,7 +19,9 @@ from whet.runtime import read_bundle, write_bundle
 pytestmark = pytest.mark.timeout(1200)
 
 # Words of the Python runtime's messages, by the status of the C API.
-_STATUSES = {"format version": "newer format", "was compiled for": "other device"}
+_STATUSES = {"this whet reads up to": "newer format", "was compiled for": "other device"}
+Mutated = Callable[[int], bytes]
+
 _BATCH = 500
 # What one version of libzstd calls corrupt another expands to other bytes (1.5.4 and 1.5.7 do): only the checksum of
 # the member tells damage, and it was made to fit here.
@@ -46,7 +51,7 @@ def python_verdict(path: Path, **keys: Path | None) -> tuple[str, str]:
     return "ok", ""
 
 
-def fuzz(small: bytes, programs: Programs, folder: Path, first: int, count: int) -> dict[str, int]:
+def fuzz(make: Mutated, programs: Programs, folder: Path, first: int, count: int) -> dict[str, int]:
     """Numbers of each verdict; fails on a crash, and where the languages disagree."""
     tally: dict[str, int] = {}
     differences = []
@@ -54,7 +59,7 @@ def fuzz(small: bytes, programs: Programs, folder: Path, first: int, count: int)
         seeds = range(begin, min(begin + _BATCH, first + count))
         paths = [folder / str(seed % _BATCH) for seed in seeds]
         for seed, path in zip(seeds, paths, strict=True):
-            path.write_bytes(mutated(small, seed))
+            path.write_bytes(make(seed))
         verdicts = programs.verdicts("verify", paths, ASAN_OPTIONS="allocator_may_return_null=1")
         for seed, path, (status, message) in zip(seeds, paths, verdicts, strict=True):
             expected, words = python_verdict(path)
@@ -66,14 +71,34 @@ def fuzz(small: bytes, programs: Programs, folder: Path, first: int, count: int)
 
 
 def test_a_few_hundred(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
-    tally = fuzz(small, sanitized, tmp_path, 0, 400)
+    tally = fuzz(partial(mutated, small), sanitized, tmp_path, 0, 400)
     assert tally["damaged"] > 300 and tally["ok"] > 0
+
+
+def variants(small: bytes) -> tuple[bytes, ...]:
+    """For another machine, for this one, and for one that has more."""
+    return (
+        variant(small, "cortex-a76", arch="aarch64", features=["neon", "dotprod"]),
+        small,
+        variant(small, "later", features=["avx512quantum"]),
+    )
+
+
+def test_a_few_hundred_fat_ones(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
+    tally = fuzz(partial(mutated_fat, variants(small)), sanitized, tmp_path, 0, 400)
+    assert tally["damaged"] > 200 and tally["ok"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thousands_of_fat_ones(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
+    fuzz(partial(mutated_fat, variants(small)), sanitized, tmp_path, 1000, 5_000)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_ten_thousand(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
-    tally = fuzz(small, sanitized, tmp_path, 1000, 10_000)
+    tally = fuzz(partial(mutated, small), sanitized, tmp_path, 1000, 10_000)
     assert sum(tally.values()) == 10_000
 
 

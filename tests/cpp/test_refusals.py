@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp.conftest import Programs
+from tests.cpp.fat_mutations import fat_refusals
 from tests.cpp.mutations import refusals
+from tests.cpp.programs import Programs
 from whet.errors import BundleError
 from whet.runtime import load
 
@@ -17,8 +18,9 @@ pytestmark = pytest.mark.timeout(1200)
 
 
 def test_every_refusal(canary_bundle: Path, plain: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = list(refusals(canary_bundle.read_bytes()))
-    assert len(cases) > 80
+    bundle = canary_bundle.read_bytes()
+    cases = [*refusals(bundle), *fat_refusals(bundle)]
+    assert len(cases) > 120
     folder, temporary, sung = tmp_path / "bundles", tmp_path / "temporary", tmp_path / "sung"
     folder.mkdir()
     temporary.mkdir()

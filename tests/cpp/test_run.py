@@ -13,7 +13,7 @@ import torch
 
 import whet
 from benchmarks.models.small import LeNet5, LeNet300
-from tests.cpp.conftest import Programs
+from tests.cpp.programs import Programs
 from tests.runtime.conftest import Array, Model
 from whet.ir.target import get_target
 from whet.passes import QuantizeStatic

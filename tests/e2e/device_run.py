@@ -11,4 +11,5 @@ module = whet.load(bundle)
 results = module(*np.load(inputs).values())
 results = results if isinstance(results, tuple | list) else [results]
 np.savez(outputs, **{str(index): array for index, array in enumerate(results)})
+print("target:", module.manifest.target.name)
 print("modules:", sorted(set(sys.modules) & {"torch", "tvm"}))

@@ -9,6 +9,7 @@ from whet.runtime.executor import set_threads
 from whet.runtime.keys import write_secret_key, write_signing_key
 from whet.runtime.loading import load
 from whet.runtime.manifest import Dimension, Manifest, StateSpec, TargetSpec, TensorSpec
+from whet.runtime.objects import bundle_linked
 from whet.runtime.safetensors import RawTensor
 from whet.runtime.session import LoadedModule, Program, Session
 from whet.runtime.storage_report import StorageReport, storage_of, storage_report
@@ -31,6 +32,7 @@ __all__ = [
     "TargetSpec",
     "TensorSpec",
     "Verification",
+    "bundle_linked",
     "empty",
     "join_bundles",
     "load",

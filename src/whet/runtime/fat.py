@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO, Final
 
 from whet.errors import BundleError
 from whet.runtime.host import check_host
-from whet.runtime.manifest import TargetSpec, parse_target
+from whet.runtime.manifest import Reader, TargetSpec, parse_target
 
 FAT_FORMAT_VERSION: Final = 3
 MOST_VARIANTS: Final = 16
@@ -67,21 +67,28 @@ def encode_index(targets: Sequence[TargetSpec]) -> bytes:
 
 
 def decode_index(value: Any, members: Sequence[str], source: str) -> list[TargetSpec]:
-    """The targets, in the order of the variants. Raises BundleError."""
-    version = value.get("format_version") if isinstance(value, Mapping) else None
-    if type(version) is int and version > FAT_FORMAT_VERSION:
-        raise BundleError(
-            f"{source} has format version {version}; this whet reads up to {FAT_FORMAT_VERSION}. "
-            "Upgrade whet on this device (pip install --upgrade whet)"
-        )
+    """The targets of the variants `members`, in their order. Raises BundleError.
+
+    The format version comes first: a newer format may change every other field.
+    """
     try:
-        variants = value["variants"]
-        named = [str(item["member"]) for item in variants]
-        if version != FAT_FORMAT_VERSION or named != sorted(members, key=VARIANTS.index):
-            raise ValueError(f"it names {named}")
-        return [parse_target(item["target"]) for item in variants]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{source} is damaged: its index is not what it should be ({error})") from error
+        top = Reader(value, "")
+        version = top.integer("format_version")
+        if version > FAT_FORMAT_VERSION:
+            raise BundleError(
+                f"{source} has format version {version}; this whet reads up to {FAT_FORMAT_VERSION}. "
+                "Upgrade whet on this device (pip install --upgrade whet)"
+            )
+        variants = top.objects("variants")
+        named = [item.text("member") for item in variants]
+        # Variant number n is the member n.whet.
+        if version != FAT_FORMAT_VERSION or named != list(VARIANTS[: len(members)]) or set(named) != set(members):
+            raise ValueError(f"format version {version}, which names {named}")
+        return [parse_target(item.object("target").fields) for item in variants]
+    except ValueError as error:
+        raise BundleError(
+            f"{source} is damaged: its index is not what it should be ({error}). Copy or save it again"
+        ) from error
 
 
 def best_variant(targets: Sequence[TargetSpec], source: str) -> int:
