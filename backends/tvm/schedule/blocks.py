@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm import tirx
 
 from whet.backends.tvm.kernels import roles
+from whet.backends.tvm.kernels.math import expression_dtype
 
 Schedule: TypeAlias = Any
 """`tvm.s_tir.Schedule`."""
@@ -118,15 +119,24 @@ _SCALAR_CALLS = frozenset(
 def can_vectorize(sch: Schedule, loop: LoopHandle) -> bool:
     """Whether TVM's vectorizer takes the loop: not where it binds names beside calls without a vector form.
 
-    It visits such an expression twice then, and refuses the names that it meets again. LLVM vectorizes what it can of
-    a loop that is left as it is.
+    It visits such an expression twice then, and refuses the names that it meets again; nor where the bits of a truth
+    value are bound, which its simplifier wants to be one number. LLVM vectorizes what it can of a loop that is left as
+    it is.
     """
     lets: list[tirx.Let] = []
     names: set[str] = set()
+    truths: list[tirx.Cast] = []
 
     def on_call(call: tvm.ir.Call) -> None:
         if isinstance(call.op, tvm.ir.Op):
             names.add(call.op.name)
 
-    tvm_ffi.structural_walk(sch.get(loop).body, ((tirx.Let, lets.append), (tvm.ir.Call, on_call)))
-    return not lets or names.isdisjoint(_SCALAR_CALLS)
+    def on_cast(cast: tirx.Cast) -> None:
+        if expression_dtype(cast.value) == "bool":
+            truths.append(cast)
+
+    walked = ((tirx.Let, lets.append), (tvm.ir.Call, on_call), (tirx.Cast, on_cast))
+    tvm_ffi.structural_walk(sch.get(loop).body, walked)
+    if not lets:
+        return True
+    return names.isdisjoint(_SCALAR_CALLS) and not (truths and "tirx.reinterpret" in names)
