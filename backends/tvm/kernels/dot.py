@@ -17,13 +17,10 @@ from whet.backends.tvm.intrinsics.instructions import (
     DotInstruction,
     bfloat_instruction,
     dot_instruction,
-    reading,
     widening,
 )
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.contraction import (
-    Product,
-    accumulate,
     flatten_index,
     static_suffix,
     unflatten_index,
@@ -34,6 +31,7 @@ from whet.backends.tvm.kernels.dot_plan import (
     BFLOAT,
     ChannelAxes,
     DotPlan,
+    dot_sums,
     dot_term,
     rounded_up,
     same_extent,
@@ -271,7 +269,7 @@ def dot_conv(
         return dot_term(source[(*batch, *position, channel)], factor, plan)
 
     reduction = [*taps, *channels.axes]
-    acc = _accumulated([x.shape[0]], outputs, out_channels, reduction, product, plan, source, name)
+    acc = dot_sums([x.shape[0]], outputs, out_channels, reduction, product, plan, source, name)
     return te.compute((x.shape[0], *outputs, out_channels), lambda *index: acc[index], name=name)
 
 
@@ -296,7 +294,7 @@ def dot_linear(
         factor = weight[tuple(channels.weight_index(column, kernel))]
         return dot_term(source[(*outer, *position, channels.channel)], factor, plan)
 
-    acc = _accumulated(batch, [row_extent], out_features, channels.axes, product, plan, source, name, max(1, folded))
+    acc = dot_sums(batch, [row_extent], out_features, channels.axes, product, plan, source, name, max(1, folded))
 
     def element(*index: Expression) -> Expression:
         outer, row = index[: len(batch)], flatten_index(index[len(batch) : -1], tail)
@@ -336,7 +334,7 @@ def dot_matmul(
         factor = right[(*aligned(outer, b.shape[:-2]), *channels.weight_index(column, []))]
         return dot_term(item, factor, plan)
 
-    acc = _accumulated(batch, [rows], columns, channels.axes, product, plan, left, name)
+    acc = dot_sums(batch, [rows], columns, channels.axes, product, plan, left, name)
     # Shifted by sa and sb: sum (a - za) (b - zb) = sum a' b' - za' sum b' - zb' sum a' + K za' zb', where sum a' is
     # sum a + K sa.
     za, zb = (zero_point + shift for zero_point, shift in zip(zero_points, shifts, strict=True))
@@ -383,34 +381,6 @@ def _sums(x: te.Tensor, axis: int, name: str) -> te.Tensor:
         return te.sum(x[(*index[:axis], inner.var, *index[axis:])].astype("int32"), axis=inner)
 
     return te.compute(shape, element, name=name)
-
-
-def _accumulated(
-    batch: Sequence[Dimension],
-    rows: Sequence[Dimension],
-    columns: Dimension,
-    reduction: Sequence[tirx.IterVar],
-    product: Product,
-    plan: DotPlan,
-    source: te.Tensor,
-    name: str,
-    flattened: int = 1,
-) -> te.Tensor:
-    instruction = plan.instruction
-    if instruction.is_float:
-        instruction = reading(instruction, str(source.dtype))
-    return accumulate(
-        batch,
-        rows,
-        columns,
-        reduction,
-        product,
-        plan.tile,
-        name=name,
-        flattened=flattened,
-        dot=instruction.group,
-        intrinsic=instruction.intrinsic,
-    )
 
 
 def _folded_rows(lead: Sequence[Dimension]) -> Dimension:

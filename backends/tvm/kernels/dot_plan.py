@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from whet.backends.tvm.intrinsics.instructions import DotInstruction
+from whet.backends.tvm.intrinsics.instructions import DotInstruction, reading
+from whet.backends.tvm.kernels.contraction import Product, accumulate
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
 from whet.backends.tvm.kernels.integer import recoding_offset
 from whet.backends.tvm.kernels.tiles import Tile
@@ -60,6 +61,35 @@ def _widened(value: Expression, instruction: DotInstruction) -> Expression:
         return value.astype(instruction.total)
     bits = tirx.shift_left(value.astype("uint32"), tirx.const(16, "uint32"))
     return tirx.reinterpret("float32", bits)
+
+
+def dot_sums(
+    batch: Sequence[Dimension],
+    rows: Sequence[Dimension],
+    columns: Dimension,
+    reduction: Sequence[tirx.IterVar],
+    product: Product,
+    plan: DotPlan,
+    source: te.Tensor,
+    name: str,
+    flattened: int = 1,
+) -> te.Tensor:
+    """See `accumulate`; activations come out of `source`: bf16 numbers, or their bits."""
+    instruction = plan.instruction
+    if instruction.is_float:
+        instruction = reading(instruction, str(source.dtype))
+    return accumulate(
+        batch,
+        rows,
+        columns,
+        reduction,
+        product,
+        plan.tile,
+        name=name,
+        flattened=flattened,
+        dot=instruction.group,
+        intrinsic=instruction.intrinsic,
+    )
 
 
 class ChannelAxes:

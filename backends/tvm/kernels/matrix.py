@@ -14,20 +14,27 @@ from dataclasses import replace
 
 from tvm import te, tirx
 
-from whet.backends.tvm.intrinsics.instructions import DotInstruction, matrix_instruction, reading
+from whet.backends.tvm.intrinsics.instructions import matrix_instruction
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.contraction import (
-    Product,
-    accumulate,
     flatten_index,
     static_suffix,
     unflatten_index,
 )
 from whet.backends.tvm.kernels.cpu import CpuTarget
-from whet.backends.tvm.kernels.dot_plan import BFLOAT, ChannelAxes, DotPlan, dot_term, rounded_up, same_extent, shifted
+from whet.backends.tvm.kernels.dot_plan import (
+    BFLOAT,
+    ChannelAxes,
+    DotPlan,
+    dot_sums,
+    dot_term,
+    rounded_up,
+    same_extent,
+    shifted,
+)
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
 from whet.backends.tvm.kernels.matrix_tiles import View, depth_of, matrix_of, matrix_tile, worthwhile
-from whet.backends.tvm.kernels.windows import Window, ceil_to
+from whet.backends.tvm.kernels.windows import Border, Window, ceil_to
 
 _VECTOR_BYTES = 64
 
@@ -153,7 +160,7 @@ def matrix_conv(
         factor = weight[tuple(channels.weight_index(column, [*(tap.var for tap in taps), *single]))]
         return dot_term(source[(*batch, *phase, *position, channels.channel)], factor, plan)
 
-    acc = _sums([x.shape[0]], outputs, out_channels, [*taps, *channels.axes], product, plan, source, name)
+    acc = dot_sums([x.shape[0]], outputs, out_channels, [*taps, *channels.axes], product, plan, source, name)
     return te.compute((x.shape[0], *outputs, out_channels), lambda *index: acc[index], name=name)
 
 
@@ -161,6 +168,12 @@ def _steps(geometry: Window, taps: Sequence[tirx.IterVar]) -> list[tuple[Express
     """How far each tap is from the first one, and the stride along its axis."""
     pairs = zip(taps, geometry.dilation, geometry.stride, strict=False)
     return [(tap.var * dilation, stride) for tap, dilation, stride in pairs]
+
+
+def _shifts(geometry: Window) -> list[int]:
+    """How many positions of a phase the last tap of each axis is behind the first one."""
+    axes = zip(geometry.kernel, geometry.dilation, geometry.stride, strict=True)
+    return [(size - 1) * dilation // step for size, dilation, step in axes]
 
 
 def _unrolled_conv(
@@ -187,7 +200,7 @@ def _unrolled_conv(
         place = [tirx.floordiv(row, width), tirx.floormod(row, width)] if folded == 2 else [row]
         return dot_term(source[(*batch, *phase, *above, *place, channels.channel)], factor, plan)
 
-    acc = _sums([x.shape[0]], rows, out_channels, [*taps, *channels.axes], product, plan, source, name, folded)
+    acc = dot_sums([x.shape[0]], rows, out_channels, [*taps, *channels.axes], product, plan, source, name, folded)
 
     def element(*index: Expression) -> Expression:
         image, above, row = index[0], index[1 : 1 + len(lead)], index[1 + len(lead) : -1]
@@ -205,10 +218,7 @@ def _unrolled(
     """
     outputs, inputs = geometry.output_extents(x.shape[1:-1]), extent(x.shape[-1]) or 0
     width, above = outputs[-1], len(outputs) - 1
-    shifts = [
-        (size - 1) * dilation // step
-        for size, dilation, step in zip(geometry.kernel, geometry.dilation, geometry.stride, strict=True)
-    ]
+    shifts = _shifts(geometry)
     # Lines that all rows reach, each of which lies one below the other.
     lines = [ceil_to(size, width) // width for size in reach[-1:]] if above else []
     positions = [size + shift for size, shift in zip([*reach[:-1], *lines], shifts, strict=False)]
@@ -217,11 +227,14 @@ def _unrolled(
     # What the last window reads of channels that are rounded up, and whole vectors for the copy.
     across = rounded_up((width - 1) * geometry.stride[-1] * inputs + plan.channels, _VECTOR_BYTES)
     extents = [position * phase for position, phase in zip(positions, phases, strict=True)]
-    begin, end = geometry.padding[-1][0] * inputs, (geometry.padding[-1][0] + x.shape[-2]) * inputs
+    *befores, before = (amount for amount, _ in geometry.padding)
+    begin, end = before * inputs, (before + x.shape[-2]) * inputs
+
+    edges = Border(tuple(x.shape[1:-2]), tuple(befores), tuple(extents))
 
     def padded(*index: Expression) -> Expression:
         flat = index[-1] - begin
-        inside, places = _inside(x, _at_once(geometry), (), index[1:-1], extents)
+        inside, places = edges.source(index[1:-1])
         inside += [index[-1] >= begin, index[-1] < end]
         place = (index[0], *places, tirx.floordiv(flat, inputs), tirx.floormod(flat, inputs))
         return tirx.if_then_else(tirx.all(*inside), shifted(x[place], dtype, plan.offset), fill)
@@ -238,12 +251,6 @@ def _unrolled(
     return te.compute(shape, element, name=f"{name}_windows", attrs=roles.stage(folded=bool(above)))
 
 
-def _at_once(geometry: Window) -> Window:
-    """All axes but the last one, element by element."""
-    rank = len(geometry.kernel) - 1
-    return Window(geometry.kernel[:-1], (1,) * rank, geometry.padding[:-1], (1,) * rank)
-
-
 def _windows(
     x: te.Tensor, geometry: Window, reach: Sequence[Dimension], plan: DotPlan, zero_point: int, name: str
 ) -> te.Tensor:
@@ -253,18 +260,18 @@ def _windows(
     whole = all(same_extent(count, asked) for count, asked in zip(outputs, reach, strict=True))
     if not skips and not geometry.padded and whole and _readable(x, plan):
         return x
-    shifts = [
-        (size - 1) * dilation // step
-        for size, dilation, step in zip(geometry.kernel, geometry.dilation, strides, strict=True)
-    ]
+    shifts = _shifts(geometry)
     extents = [count + shift for count, shift in zip(reach, shifts, strict=True)]
     phases = [step if size > 1 else 1 for step, size in zip(strides, geometry.kernel, strict=True)] if skips else []
-    dtype, rank = plan.instruction.activation, len(strides)
+    dtype = plan.instruction.activation
     fill = tirx.const(zero_point + plan.offset, dtype)
+    reached = tuple(size * step for size, step in zip(extents, strides, strict=True))
+    edges = Border(tuple(x.shape[1:-1]), tuple(before for before, _ in geometry.padding), reached)
 
     def element(*index: Expression) -> Expression:
-        phase, position = index[1 : 1 + len(phases)], index[1 + len(phases) : 1 + len(phases) + rank]
-        inside, places = _inside(x, geometry, phase, position, extents)
+        phase, position = index[1 : 1 + len(phases)], index[1 + len(phases) : -1]
+        steps = itertools.zip_longest(position, strides, phase, fillvalue=0)
+        inside, places = edges.source([at * step + part for at, step, part in steps])
         if not same_extent(x.shape[-1], plan.channels):
             inside.append(index[-1] < x.shape[-1])
         value = shifted(x[(index[0], *places, index[-1])], dtype, plan.offset)
@@ -272,35 +279,6 @@ def _windows(
 
     shape = (x.shape[0], *phases, *extents, plan.channels)
     return te.compute(shape, element, name=f"{name}_windows", attrs=roles.stage())
-
-
-def _inside(
-    x: te.Tensor,
-    geometry: Window,
-    phase: Sequence[Expression],
-    position: Sequence[Expression],
-    extents: Sequence[Dimension],
-) -> tuple[list[Expression], list[Expression]]:
-    """Conditions for a place to lie inside of the input, and the place."""
-    inside: list[Expression] = []
-    places: list[Expression] = []
-    axes = zip(
-        itertools.zip_longest(position, phase, fillvalue=0),
-        geometry.stride,
-        geometry.padding,
-        x.shape[1:-1],
-        extents,
-        strict=False,
-    )
-    for (index, part), stride, (before, _), size, grown in axes:
-        place = index * stride + part - before
-        if before:
-            inside.append(place >= 0)
-        known, asked = extent(size), extent(grown)
-        if known is None or asked is None or asked * stride > known + before:
-            inside.append(place < size)
-        places.append(place)
-    return inside, places
 
 
 def matrix_linear(x: te.Tensor, weight: te.Tensor, *, out_features: int, plan: DotPlan, name: str) -> te.Tensor:
@@ -322,7 +300,7 @@ def matrix_linear(x: te.Tensor, weight: te.Tensor, *, out_features: int, plan: D
         return dot_term(source[(*outer, *place, channels.channel)], factor, plan)
 
     flattened = count if axes == 1 else 1
-    acc = _sums(batch, rows, out_features, channels.axes, product, plan, source, name, max(1, flattened))
+    acc = dot_sums(batch, rows, out_features, channels.axes, product, plan, source, name, max(1, flattened))
 
     def element(*index: Expression) -> Expression:
         outer, row = index[: len(batch)], index[len(batch) : -1]
@@ -370,11 +348,6 @@ def matrix_left(a: te.Tensor, plan: DotPlan, name: str) -> te.Tensor:
     return source
 
 
-def matrix_reading(instruction: DotInstruction, source: te.Tensor) -> DotInstruction:
-    """The instruction for activations of that tensor: bf16 numbers, or their bits."""
-    return reading(instruction, str(source.dtype)) if instruction.is_float else instruction
-
-
 def _readable(x: te.Tensor, plan: DotPlan) -> bool:
     """Whether activations are read where they are: in the instruction's dtype, bf16 in an argument of the function."""
     if not same_extent(x.shape[-1], plan.channels):
@@ -382,29 +355,3 @@ def _readable(x: te.Tensor, plan: DotPlan) -> bool:
     if str(x.dtype) == BFLOAT:
         return isinstance(x.op, te.PlaceholderOp)
     return str(x.dtype) == plan.instruction.activation
-
-
-def _sums(
-    batch: Sequence[Dimension],
-    rows: Sequence[Dimension],
-    columns: int,
-    reduction: Sequence[tirx.IterVar],
-    product: Product,
-    plan: DotPlan,
-    source: te.Tensor,
-    name: str,
-    flattened: int = 1,
-) -> te.Tensor:
-    instruction = matrix_reading(plan.instruction, source)
-    return accumulate(
-        batch,
-        rows,
-        columns,
-        reduction,
-        product,
-        plan.tile,
-        name=name,
-        flattened=flattened,
-        dot=instruction.group,
-        intrinsic=instruction.intrinsic,
-    )

@@ -20,7 +20,8 @@ Scaled = Callable[[Any, Any], Any]
 
 _ROUNDING = 1.5 * 2**23
 """A number of f32 whose last place is one; its own lowest 16 bits are zero."""
-_ROUNDED_BITS = 2**15
+_LARGEST_ROUNDED = 2**15
+"""The largest bound of codes that these bits hold."""
 
 
 def rounded_product(target: Target, x: Any, y: Any) -> Any:
@@ -52,10 +53,7 @@ def _requantize(c: LoweringContext, operation: Operation) -> te.Tensor:
 
 
 def _quantizing(c: LoweringContext, operation: Operation, scaled: Scaled) -> te.Tensor:
-    """sat(rne(scaled) + zero_point); NaN gives the zero point (numerics: Q2, Q3, Q7).
-
-    The rounding stands between the product and the sum, so that these cannot be fused.
-    """
+    """sat(rne(scaled) + zero_point); NaN gives the zero point (numerics: Q2, Q3, Q7)."""
     x, scale, zero_point = (operation.operand(slot) for slot in range(3))
     dtype, axis = operation.attributes["dtype"], operation.attributes["axis"]
     c.tensor(x)
@@ -71,7 +69,6 @@ def _quantizing(c: LoweringContext, operation: Operation, scaled: Scaled) -> te.
             return _code(c.target, held, offset, dtype).astype(tvm_dtype(dtype))
 
         if number:
-            # without a name the loop stays one that TVM vectorizes
             return code(value)
         return named("value", value, lambda held: code(tirx.Select(tirx.isnan(held), tirx.const(0, "float32"), held)))
 
@@ -88,7 +85,7 @@ def _code(target: Target, value: Any, offset: Any, dtype: DType) -> Any:
     shift = offset.astype("float32")
     low, high = (tirx.const(float(bound), "float32") - shift for bound in dtype.integer_range)
     held = tirx.max(tirx.min(value, high), low)
-    if target.kind != "cpu" or max(abs(bound) for bound in dtype.integer_range) > _ROUNDED_BITS:
+    if target.kind != "cpu" or max(abs(bound) for bound in dtype.integer_range) > _LARGEST_ROUNDED:
         return tirx.nearbyint(held).astype("int32") + offset
     return tirx.reinterpret("int32", held + tirx.const(_ROUNDING, "float32")) + offset
 

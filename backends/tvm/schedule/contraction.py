@@ -14,7 +14,7 @@ from whet.backends.tvm.intrinsics.instructions import DotInstruction, instructio
 from whet.backends.tvm.intrinsics.llvm_code import imported_code
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget
-from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for
+from whet.backends.tvm.kernels.decisions import decision_for
 from whet.backends.tvm.schedule.blocks import (
     IMPORT_LLVM,
     BlockHandle,
@@ -35,6 +35,7 @@ from whet.backends.tvm.schedule.tiled import (
     initialize,
     keep_in_registers,
     open_anchor,
+    ordered_tiles,
     parallel,
     schedule_producers,
     tile_anchor,
@@ -123,11 +124,7 @@ def _schedule_dots(
 
 
 def _outer(nest: Nest, target: CpuTarget) -> list[LoopHandle]:
-    """The loops over tiles, in the order that is decided."""
-    tiles = [nest.column_outer, *nest.row_outer]
-    if decision_for(target).order == ROWS_FIRST:
-        tiles = [*nest.row_outer, nest.column_outer]
-    return [*nest.batch, *tiles]
+    return [*nest.batch, *ordered_tiles(nest.row_outer, nest.column_outer, target)]
 
 
 def _parallel_tiles(sch: Schedule, nest: Nest, outer: Sequence[LoopHandle]) -> None:

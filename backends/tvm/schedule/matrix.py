@@ -18,7 +18,6 @@ from whet.backends.tvm.intrinsics.matrix_unit import (
 )
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
-from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for
 from whet.backends.tvm.kernels.expressions import extent
 from whet.backends.tvm.schedule.blocks import (
     IMPORT_LLVM,
@@ -29,7 +28,7 @@ from whet.backends.tvm.schedule.blocks import (
     integers,
     iterator_counts,
 )
-from whet.backends.tvm.schedule.tiled import write_out
+from whet.backends.tvm.schedule.tiled import ordered_tiles, write_out
 
 SURROUND: Final = "whet.surround"
 """Annotation of a loop over tiles: functions to call before and after a run of them, on the thread that computes it."""
@@ -52,7 +51,7 @@ def schedule_matrix(
     (outer_column,), (columns,) = _split(sch, [loops[spatial - 1]], [block])
     *taps, groups, products = loops[spatial:]
     (steps,), (group,) = _split(sch, [groups], [tile.depth // instruction.group])
-    outer = [*loops[:first], *_ordered(outer_rows, outer_column, target)]
+    outer = [*loops[:first], *ordered_tiles(outer_rows, outer_column, target)]
     planes = len(rows) > 1 and rows[-2] > 1
     tiled = inner_rows[-2 if planes else -1 :]
     sch.reorder(*outer, *inner_rows[: len(inner_rows) - len(tiled)], *taps, steps, *tiled, columns, group, products)
@@ -80,11 +79,6 @@ def _split(
 ) -> tuple[list[LoopHandle], list[LoopHandle]]:
     pairs = [sch.split(loop, [None, step]) for loop, step in zip(loops, steps, strict=True)]
     return [outer for outer, _ in pairs], [inner for _, inner in pairs]
-
-
-def _ordered(rows: Sequence[LoopHandle], column: LoopHandle, target: CpuTarget) -> list[LoopHandle]:
-    """The loops over tiles, in the order that is decided."""
-    return [*rows, column] if decision_for(target).order == ROWS_FIRST else [column, *rows]
 
 
 def with_runs(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -12,6 +12,7 @@ from tvm.s_tir.schedule import ScheduleError
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.contraction import flatten_index
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
+from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for
 from whet.backends.tvm.kernels.expressions import extent
 from whet.backends.tvm.schedule.blocks import (
     BlockHandle,
@@ -103,6 +104,11 @@ def tile_anchor(sch: Schedule, anchor: BlockHandle, target: CpuTarget, width: in
         row_inner.append(tail)
     column_outer, vectors, vector = sch.split(loops[spatial - 1], [None, block // width, width])
     return Nest(loops[:first], row_outer, column_outer, loops[spatial:], row_inner, vectors, vector)
+
+
+def ordered_tiles(rows: Sequence[LoopHandle], column: LoopHandle, target: CpuTarget) -> list[LoopHandle]:
+    """The loops over tiles, in the order that is decided."""
+    return [*rows, column] if decision_for(target).order == ROWS_FIRST else [column, *rows]
 
 
 def keep_in_registers(sch: Schedule, nest: Nest, vectorized: bool = True) -> None:
