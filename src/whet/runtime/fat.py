@@ -9,12 +9,12 @@ Each variant has weights of its own, since each target packs them in its own way
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Final
 
 from whet.errors import BundleError
+from whet.runtime.files import ReadOnly
 from whet.runtime.host import check_host
 from whet.runtime.manifest import Reader, TargetSpec, parse_target
 
@@ -24,28 +24,13 @@ VARIANTS: Final = tuple(f"{number}.whet" for number in range(MOST_VARIANTS))
 """Names of the members."""
 
 
-class Slice(io.RawIOBase):
+class Slice(ReadOnly):
     """A part of a file, as a file that can only be read."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        super().__init__(size)
         self._file = file
         self._offset = offset
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move within the part."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, as far as the part goes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,28 @@ def io_errors(doing: str, ways_out: Mapping[int, str]) -> Iterator[None]:
     except OSError as error:
         reason = ways_out.get(error.errno or 0, error.strerror or str(error))
         raise BundleError(f"{doing}: {reason}") from error
+
+
+class ReadOnly(io.RawIOBase):
+    """A file of a known size that can only be read; `readinto` is left to what it is made of."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move within the file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:

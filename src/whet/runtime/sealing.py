@@ -16,7 +16,6 @@ member of one bundle does not fit into another.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO, Final
 
 from whet.errors import BundleError
 from whet.runtime.container import Stored
+from whet.runtime.files import ReadOnly
 from whet.runtime.keys import NONCE_BYTES, TAG_BYTES, Aead, SecretKey
 from whet.runtime.manifest import Member, Reader, TargetSpec, parse_target, read_member
 
@@ -150,7 +150,7 @@ class _Place:
     cipher: MemberCipher
 
 
-class OpenedFile(io.RawIOBase):
+class OpenedFile(ReadOnly):
     """The members of an encrypted bundle one after the other, as a file that can only be read.
 
     A chunk is opened when something of it is read; no byte is handed out before its chunk's tag was found right.
@@ -161,7 +161,6 @@ class OpenedFile(io.RawIOBase):
         self._file = file
         self._source = source
         self._places: list[_Place] = []
-        self._position = 0
         self._held: tuple[_Place, int, bytes] | None = None
         self.members: dict[str, Stored] = {}
         end = 0
@@ -169,21 +168,7 @@ class OpenedFile(io.RawIOBase):
             begin, end = end, end + plain_size(stored.size)
             self._places.append(_Place(name, begin, end, stored.offset, MemberCipher(key, salt, name)))
             self.members[name] = Stored(begin, end - begin, 0)
-        self._size = end
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move within the file."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
+        super().__init__(end)
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, as far as the file goes."""
