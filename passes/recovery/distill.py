@@ -17,9 +17,10 @@ from whet.passes.base import Context
 from whet.passes.data import TrainingBatch, TrainingBatches
 from whet.passes.recovery.channel_map import channel_map
 from whet.passes.recovery.objective import Loss, Objective, cross_entropy, labelled_loss
-from whet.passes.recovery.teacher import CallableTeacher, GraphTeacher, Lesson, Silent, Teacher, Watched
+from whet.passes.recovery.teacher import CallableTeacher, GraphTeacher, Lesson, Silent, Teacher, Watched, feature_value
 from whet.passes.recovery.trainable import TrainableGraph
 from whet.passes.recovery.training_pass import TrainingPass
+from whet.passes.recovery.widen import narrowed
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -127,13 +128,15 @@ class DistillationLoss(Objective):
         self._watched = Watched(model.graph, tuple(options.features))
         model.interpreter.hook = self._watched.hook
         shapes = [list(tensor.shape) for tensor in teacher(example).features] if example is not None else []
-        named = zip(options.features, self._watched.values, shapes, strict=True)
-        self.maps = nn.ModuleList(channel_map(name, mine.type, theirs) for name, mine, theirs in named)
+        self._types = [feature_value(model.original, value.name).type for value in self._watched.values]
+        named = zip(options.features, self._types, shapes, strict=True)
+        self.maps = nn.ModuleList(channel_map(name, mine, theirs) for name, mine, theirs in named)
 
     def forward(self, batch: TrainingBatch) -> Tensor:
         """Raises PassError for missing labels, and where teacher and student give different shapes."""
         outputs = self.model(*batch.inputs)
-        features = self._watched.take(batch.inputs)
+        taken = zip(self._watched.take(batch.inputs), self._types, strict=True)
+        features = [narrowed(tensor, mine.shape) for tensor, mine in taken]
         alpha, hard = self.options.alpha, self.options.hard_loss or cross_entropy
         loss = alpha * labelled_loss(hard, self.model.structured(outputs), batch.labels) if alpha else torch.zeros(())
         if alpha == 1 and not features:

@@ -17,7 +17,7 @@ from whet.ir.graph import Graph, Value
 FORMS: Final = {"masked": 0, "lookup": 0, "fake_quantize": 0, "cast": 0, "transpose": 0, "reshape": 0}
 """Operation that may stand between a weight and its layer -> the operand that is learned."""
 
-_VECTOR: Final = 16
+VECTOR: Final = 16
 """Channels that fill a vector of 512 bits with float32."""
 _FEW: Final = 4
 """Input channels of a picture, or of a depthwise filter, which have kernels of their own."""
@@ -40,7 +40,7 @@ def arranged_filters(graph: Graph, layout: torch.memory_format) -> dict[str, Ten
 def filter_format(graph: Graph) -> torch.memory_format:
     """Channels-last where most 2-d convolutions read and write whole vectors of channels."""
     shapes = [value.type.static_shape for value in graph.constants if is_filter(value)]
-    whole = sum(shape[0] % _VECTOR == 0 and (shape[1] % _VECTOR == 0 or shape[1] < _FEW) for shape in shapes)
+    whole = sum(shape[0] % VECTOR == 0 and (shape[1] % VECTOR == 0 or shape[1] < _FEW) for shape in shapes)
     return torch.channels_last if 2 * whole > len(shapes) else torch.contiguous_format
 
 

@@ -19,6 +19,7 @@ from whet.passes.base import Context
 from whet.passes.canonicalize.canonicalize import Canonicalize
 from whet.passes.recovery.image_layout import arranged_filters, arranged_inputs, filter_format
 from whet.passes.recovery.objective import tensors_of
+from whet.passes.recovery.widen import widened
 from whet.runtime.structure import unflatten
 
 
@@ -57,7 +58,7 @@ class GraphTeacher(Teacher):
 
     def __init__(self, graph: Graph, features: Sequence[str]) -> None:
         # features are named by what canonicalization may merge
-        graph = graph if features else Canonicalize().run(graph, Context()).graph
+        graph = graph if features else widened(Canonicalize().run(graph, Context()).graph)
         self._watched = Watched(graph, features)
         self._layout = filter_format(graph)
         self._interpreter = Interpreter(graph, arranged_filters(graph, self._layout), hook=self._watched.hook)

@@ -15,6 +15,7 @@ from whet.ir.interpreter import Interpreter
 from whet.passes.recovery.distributed import Processes
 from whet.passes.recovery.forms import training_forms
 from whet.passes.recovery.image_layout import FORMS, arranged_inputs, filter_format, is_filter
+from whet.passes.recovery.widen import narrowed, widened
 from whet.runtime.structure import unflatten
 
 PARAMETERS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -41,12 +42,13 @@ class TrainableGraph(nn.Module):
     """Computes a graph with tensors of its own in place of the constants that are trained.
 
     Weights of two-dimensional convolutions, and their inputs, are kept in the memory format that CPU kernels run
-    fastest on. f16 and bf16 weights are trained in f32. The gradient of a codebook's entry is averaged over the
-    elements that share it, so that one step is the step of the separate elements, projected back onto shared values:
-    what is a good learning rate for the weights is one for the codebook.
+    fastest on, and filled up with channels of zeros that stay zero (`widened`). f16 and bf16 weights are trained in
+    f32. The gradient of a codebook's entry is averaged over the elements that share it, so that one step is the step
+    of the separate elements, projected back onto shared values: what is a good learning rate for the weights is one
+    for the codebook.
 
     Args:
-        graph: it stays as it is, and must live as long as this.
+        graph: it stays as it is, and must live as long as this; `original` afterwards, `graph` being what is computed.
         trainable: patterns (fnmatch) of names of constants, of their keys, or of module paths that use them: those
             alone are trained, any float constant among them. Empty: what layers use as weights (PARAMETERS).
         exclude: patterns of what is not trained.
@@ -68,7 +70,8 @@ class TrainableGraph(nn.Module):
         learned: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self.graph = graph
+        self.original = graph
+        self.graph = graph = widened(graph)
         values = _selected(graph, trainable, exclude, frozenset(learned))
         if not values:
             raise PassError("nothing to train: no layer has floating-point weights that trainable= and exclude= leave")
@@ -107,12 +110,14 @@ class TrainableGraph(nn.Module):
 
     def result(self, overrides: Mapping[str, Tensor]) -> tuple[Graph, int]:
         """A new graph with `overrides` as constants, and how many of them differ from this graph's."""
-        clone, changed = self.graph.clone(), 0
+        clone, changed = self.original.clone(), 0
         for value in clone.constants:
-            tensor = overrides.get(value.name)
-            if tensor is None or value.constant is None or torch.equal(tensor, value.constant):
+            if value.name not in overrides:
                 continue
-            assert value.producer is not None
+            assert value.producer is not None and value.constant is not None
+            tensor = narrowed(overrides[value.name], value.constant.shape)
+            if torch.equal(tensor, value.constant):
+                continue
             value.producer.attributes["tensor"] = tensor.detach().clone(memory_format=torch.contiguous_format)
             changed += 1
         return clone, changed

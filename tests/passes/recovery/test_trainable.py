@@ -70,7 +70,7 @@ def test_the_graph_given_stays_as_it_was() -> None:
     ("channels", "layout"), [(16, torch.channels_last), (12, torch.contiguous_format)], ids=["vectors", "odd"]
 )
 def test_filters_train_in_the_format_that_their_channels_fill(channels: int, layout: torch.memory_format) -> None:
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, channels, 3), torch.nn.ReLU(), torch.nn.Conv2d(channels, 16, 3))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, channels, 3), torch.nn.Sigmoid(), torch.nn.Conv2d(channels, 16, 3))
     if channels % 16:
         model.append(torch.nn.Conv2d(16, channels, 3))
     x = torch.randn(2, 3, 9, 9)
