@@ -1,7 +1,7 @@
 """Train the float baselines of the compression cases, once: `python -m benchmarks.baselines NAME`.
 
 Every epoch is checkpointed, so that an interrupted run goes on where it stopped; the weights of the last epoch are
-written to benchmarks/weights/NAME.safetensors. The test set is looked at once, at the end.
+written to benchmarks/weights/NAME.weights. The test set is looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
-from benchmarks import data, splits
+from benchmarks import data, packed, splits
 from benchmarks.models.small import LeNet5, LeNet300, ResNetCifar
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -51,11 +51,11 @@ RECIPES = {
 
 def load_baseline(name: str) -> nn.Module:
     """The trained model in evaluation mode. Raises DataError where its weights were never trained."""
-    path = WEIGHTS / f"{name}.safetensors"
+    path = WEIGHTS / f"{name}.weights"
     if not path.exists():
         raise data.DataError(f"{path.name} is missing: python -m benchmarks.baselines {name}")
     model = RECIPES[name].build()
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(load(packed.unpack(path.read_bytes())))
     return model.eval()
 
 
@@ -159,9 +159,8 @@ def train(name: str) -> None:
             line = f"{name} epoch {training.epoch}/{epochs}: loss {loss:.4f}, validation {validation:.2f} %"
             print(f"{line}, {seconds:.0f} s", flush=True)
     WEIGHTS.mkdir(exist_ok=True)
-    save_file(
-        {key: value.contiguous() for key, value in training.model.state_dict().items()}, WEIGHTS / f"{name}.safetensors"
-    )
+    tensors = {key: value.contiguous() for key, value in training.model.state_dict().items()}
+    (WEIGHTS / f"{name}.weights").write_bytes(packed.pack(save(tensors)))
     print(f"{name}: test {accuracy(training.model.eval(), training.data.test):.2f} %")
 
 

@@ -8,9 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import zstandard
-
-from benchmarks import data
+from benchmarks import data, packed
 from benchmarks.baselines import WEIGHTS
 from whet.ir import Graph
 from whet.ir.serialization import load_graph, save_graph
@@ -21,7 +19,7 @@ _MEMBERS = ("graph.whetir", "tensors.safetensors")
 def place(name: str, committed: bool) -> Path:
     """Where the compressed graph of a case lies."""
     folder = WEIGHTS if committed else data.cache_folder() / "compressed"
-    return folder / f"{name}.graph.zst"
+    return folder / f"{name}.graph"
 
 
 def saved_or_made(path: Path, make: Callable[[], Graph], anew: bool) -> Graph:
@@ -44,12 +42,12 @@ def write(graph: Graph, path: Path) -> None:
             entry = tarfile.TarInfo(member)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    path.write_bytes(zstandard.ZstdCompressor(level=19).compress(plain.getvalue()))
+    path.write_bytes(packed.pack(plain.getvalue()))
 
 
 def read(path: Path) -> Graph:
     """The graph that `write` wrote."""
-    plain = io.BytesIO(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
+    plain = io.BytesIO(packed.unpack(path.read_bytes()))
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=plain) as archive:
         archive.extractall(folder, filter="data")
         return load_graph(folder)
