@@ -30,6 +30,10 @@ FETCH_SECONDS = 600
 """Longest time that a registry client may take for one package."""
 
 
+_NO_FOLDER = str.maketrans("~:", "__")
+"""Characters of Debian's versions that a folder's name had better not have."""
+
+
 class DataError(WhetError):
     """A package could not be fetched, or is not the one that was recorded."""
 
@@ -64,7 +68,7 @@ class Package:
     @property
     def folder(self) -> Path:
         """Where the archive and its unpacked members lie in the cache."""
-        return cache_folder() / "packages" / f"{self.registry}-{self.name}-{self.version}".replace("~", "_")
+        return cache_folder() / "packages" / f"{self.registry}-{self.name}-{self.version}".translate(_NO_FOLDER)
 
 
 MOBILENET = Package(
@@ -111,6 +115,20 @@ SPEECH = Package(
     "0.8+5prealpha+1-15",
     "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0",
     2,
+)
+LETTERS = Package(
+    "apt",
+    "klettres-data",
+    "4:22.12.3-1",
+    "1186d257a19e84230856baea0b0b1ded8be9195080fcdb2588970b5cd937f5a8",
+    38,
+)
+WORDS = Package(
+    "apt",
+    "ktuberling-data",
+    "4:22.12.3-1",
+    "fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed",
+    45,
 )
 
 

@@ -109,6 +109,17 @@ def voice_windows(test: bool) -> Tensor:
     return torch.cat(windows).contiguous()
 
 
+@functools.cache
+def other_voices() -> Tensor:
+    """Windows (N, 160, 40) of some 45 other speakers, who say letters and words one after the other."""
+    said: dict[str, list[Tensor]] = {}
+    for item in datasets.letters_and_words():
+        said.setdefault(item.speaker, []).append(torch.from_numpy(item.samples))
+    mels = [mel_frames(torch.cat(recordings)) for recordings in said.values()]
+    windows = [mel.unfold(0, UTTERANCE_FRAMES, UTTERANCE_FRAMES // 2).transpose(1, 2) for mel in mels]
+    return torch.cat(windows).contiguous()
+
+
 def compare_voice(original: Module, compressed: Module) -> list[Metric]:
     """Cosine between the embeddings of the two modules, window by window."""
     windows = voice_windows(test=True)

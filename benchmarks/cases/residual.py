@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ SEEDS = (0, 1, 2)
 _TRAIN: dict[str, Any] = {"precision": "bf16", "weight_decay": 5e-4, "schedule": "one-cycle"}
 """Whole trainings; the learning rate rises and falls once (Smith & Topin 2019)."""
 _DISTILL: dict[str, Any] = _TRAIN | {"temperature": 4.0, "alpha": 0.3}
+_STAGES = {"stages.2": 0.1, "stages.5": 0.1, "stages.8": 0.1}
+"""What each resolution ends with. Pruning leaves the channels of the residual sums, so that they can be compared."""
 
 
 def _context(graph: Graph, workshop: Workshop, augment: bool = True, seed: int = 0) -> Context:
@@ -49,8 +52,15 @@ def _context(graph: Graph, workshop: Workshop, augment: bool = True, seed: int =
     return data
 
 
-def _recovery(epochs: int, workshop: Workshop, rate: float = 0.1, name: str = "recover") -> Distill:
-    return Distill(epochs=epochs, learning_rate=rate, checkpoint=str(workshop.folder / name), **_DISTILL)
+def _recovery(
+    epochs: int,
+    workshop: Workshop,
+    rate: float = 0.1,
+    name: str = "recover",
+    features: Mapping[str, float] = MappingProxyType(_STAGES),
+) -> Distill:
+    checkpoint = str(workshop.folder / name)
+    return Distill(epochs=epochs, learning_rate=rate, checkpoint=checkpoint, features=features, **_DISTILL)
 
 
 def _without_channels(kind: str, share: float, graph: Graph, original: Graph) -> StructuredPruning:

@@ -31,10 +31,11 @@ def _voice_int8(graph: Graph, workshop: Workshop) -> Graph:
 
 
 class _SpeechWindows:
-    """Unlabelled windows of the recordings that the test does not hear, varied as other speakers would vary them.
+    """Unlabelled windows of speech that the test does not hear, half of them of the test's kind.
 
-    Six recordings are few: without shifted formants and other microphones the student learns them by heart (a cosine
-    of .95 to the teacher on them, .885 on the test's).
+    Six recordings of the test's kind are few: a student of them alone learns them by heart (a cosine of .95 to the
+    teacher on them, .885 on the test's; .920 with shifted formants and other microphones). So the other half are
+    letters and words of many other speakers.
     """
 
     def __init__(self, batch: int = 32, steps: int = 60) -> None:
@@ -45,15 +46,20 @@ class _SpeechWindows:
         return self._steps
 
     def __iter__(self) -> Iterator[tuple[Tensor]]:
-        windows = audio.voice_windows(test=False)
+        sources = audio.voice_windows(test=False), audio.other_voices()
         for _ in range(self._steps):
-            first, second = (_other_voice(windows[torch.randint(len(windows), (self._batch,))]) for _ in range(2))
+            drawn = [torch.cat([_drawn(source, self._batch // 2) for source in sources]) for _ in range(2)]
+            first, second = _other_voice(drawn[0]), _other_voice(drawn[1][torch.randperm(self._batch)])
             share = torch.rand((self._batch, 1, 1)).clamp_min(0.5)
             mixed = share * first + (1 - share) * second
             shift = int(torch.randint(audio.UTTERANCE_FRAMES, (1,)))
             noise = 10 ** torch.empty(self._batch, 1, 1).uniform_(-6, -3)
             floor = noise * torch.rand(mixed.shape)
             yield (mixed.roll(shift, dims=1) + floor,)
+
+
+def _drawn(windows: Tensor, count: int) -> Tensor:
+    return windows[torch.randint(len(windows), (count,))]
 
 
 def _other_voice(mels: Tensor) -> Tensor:
