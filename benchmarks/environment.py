@@ -20,6 +20,10 @@ PACKAGES = (
     "nncf",
     "executorch",
     "torchao",
+    "torch-pruning",
+    "torchvision",
+    "timm",
+    "transformers",
 )
 NOT_INSTALLED = "not installed"
 

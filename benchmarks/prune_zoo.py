@@ -3,7 +3,7 @@
 Each model is exported and structurally pruned at one ratio in a process of its own with a time limit. A model passes
 when every group of channels, neurons or heads that can be pruned was, parameters and FLOPs each fell by at least the
 ratio, the pruned graph verifies and runs in the interpreter, and, with --compile, the compiled module's relative
-error against the interpreter is at most 1e-4.
+error against the interpreter is at most 1e-4. With --json a run that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.environment import environment
 from benchmarks.models.case import ModelCase
 from benchmarks.models.prune_cases import prune_cases
 from benchmarks.models.prune_check import PruneResult
@@ -46,21 +47,52 @@ class PruneRunner(Runner):
         return [sys.executable, "-m", "benchmarks.models.prune_check", name, "--json", str(answer), *self._flags]
 
 
-def run_all(cases: Sequence[ModelCase], runner: PruneRunner, jobs: int, console: Console) -> list[PruneResult]:
-    """Check all models, printing each as it ends; after Ctrl-C those that had ended."""
-    results: dict[str, PruneResult] = {}
+class Record:
+    """The results of one run, on disk after each model.
+
+    Args:
+        path: a JSON file; what it holds of a run with the same options is not measured again. None: memory only.
+        options: what the results depend on.
+    """
+
+    def __init__(self, path: Path | None, options: Mapping[str, object]) -> None:
+        self._path = path
+        self._about = {"options": dict(options), "environment": environment()}
+        self.results: dict[str, PruneResult] = {}
+        found = json.loads(path.read_text("utf-8")) if path is not None and path.exists() else {"options": None}
+        if found["options"] == self._about["options"]:
+            self.results = {row["name"]: PruneResult(**row) for row in found["results"]}
+
+    def add(self, result: PruneResult) -> None:
+        """Keep a result, and write the file anew."""
+        self.results[result.name] = result
+        if self._path is None:
+            return
+        rows = [asdict(row) for row in self.results.values()]
+        written = self._path.with_suffix(".part")
+        written.write_text(json.dumps(self._about | {"results": rows}, indent=1) + "\n", "utf-8")
+        written.replace(self._path)
+
+
+def run_all(
+    cases: Sequence[ModelCase], runner: PruneRunner, jobs: int, record: Record, console: Console
+) -> list[PruneResult]:
+    """Check all models that `record` has not, printing each as it ends; after Ctrl-C those that had ended."""
+    missing = [case for case in cases if case.name not in record.results]
+    if len(missing) < len(cases):
+        console.print(f"{len(cases) - len(missing)} of {len(cases)} models are in the record already")
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(runner.run, case) for case in cases]
+        futures = [pool.submit(runner.run, case) for case in missing]
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
+            for done, future in enumerate(as_completed(futures), start=len(cases) - len(missing) + 1):
                 result = future.result()
                 assert isinstance(result, PruneResult)
-                results[result.name] = result
+                record.add(result)
                 text = f"{done}/{len(cases)}  {_line(result)}"
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
         except KeyboardInterrupt:
             runner.stop()
-    return [results[case.name] for case in cases if case.name in results]
+    return [record.results[case.name] for case in cases if case.name in record.results]
 
 
 def _line(result: PruneResult) -> str:
@@ -113,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", default="x86")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--json", type=Path, help="write the results here, and go on from what is there")
     return parser
 
 
@@ -130,10 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options("compile", parsed.target, "tvm", parsed.limit, max(1, parsed.jobs))
     with TemporaryDirectory(prefix="whet-prune-") as scratch:
         runner = PruneRunner(options, Path(scratch), parsed.ratio, parsed.compile, peer)
-        results = run_all(cases, runner, options.jobs, console)
+        asked = {"ratio": parsed.ratio, "target": parsed.target if parsed.compile else None, "peer": peer}
+        results = run_all(cases, runner, options.jobs, Record(parsed.json, asked), console)
     print_table(results, peer, console)
-    if parsed.json is not None:
-        parsed.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
     return 0 if results and all(result.passed for result in results) else 1
 
 

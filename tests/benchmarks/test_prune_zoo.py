@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from benchmarks.models.prune_cases import ENCODERS
 from benchmarks.models.prune_check import PruneResult, check_pruned
 from benchmarks.models.prune_peer import NOT_INSTALLED, PeerResult
 from benchmarks.models.small import ResNetCifar
-from benchmarks.prune_zoo import print_table
+from benchmarks.prune_zoo import Record, print_table
 from benchmarks.zoo import choose
 
 CASE = ModelCase("tiny", "test", lambda: ResNetCifar(blocks=1).eval(), lambda: (torch.randn(1, 3, 32, 32),))
@@ -48,6 +49,16 @@ def test_the_table_stands_beside_the_peer() -> None:
     output = io.StringIO()
     print_table([left], False, Console(file=output, width=140))
     assert f"torch-pruning {NOT_INSTALLED}" in output.getvalue()
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    options = {"ratio": 0.5, "target": "x86", "peer": False}
+    Record(tmp_path / "zoo.json", options).add(PruneResult("good", "test", True, parameters=0.26))
+    again = Record(tmp_path / "zoo.json", options)
+    assert again.results == {"good": PruneResult("good", "test", True, parameters=0.26)}
+    again.add(PruneResult("bad", "test", reason="too much"))
+    assert list(Record(tmp_path / "zoo.json", options).results) == ["good", "bad"]
+    assert not Record(tmp_path / "zoo.json", options | {"ratio": 0.4}).results
 
 
 def test_names_are_chosen_among_the_cases() -> None:
