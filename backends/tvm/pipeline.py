@@ -17,6 +17,8 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_device_passes
 from tvm.tirx import compilation_pipeline
 
+from whet.backends.tvm.streams import with_prefetches
+
 PIPELINE: Final = "whet"
 """The name by which TVM's `build` functions find it."""
 
@@ -49,6 +51,7 @@ def host_passes() -> tvm.transform.Pass:
 
     return tvm.ir.transform.Sequential(
         [
+            _over_bodies(tirx.AttrStmt, with_prefetches),
             _over_bodies(tirx.AllocBuffer, hide),
             tirx.transform.LowerTVMBuiltin(),
             _over_bodies(tirx.Evaluate, restore),

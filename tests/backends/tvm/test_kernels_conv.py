@@ -30,6 +30,7 @@ CASES = {
     "narrow groups": (1, (8, 8), 64, 64, 3, 1, (1, 1), 1, 16),
     "odd groups": (1, (8, 8), 30, 50, 3, 1, (1, 1), 1, 5),
     "grouped 1x1": (1, (8, 8), 64, 96, 1, 1, (0, 0), 1, 4),
+    "more weights than the cache": (1, (7, 7), 512, 512, 3, 1, (1, 1), 1, 1),
 }
 
 
@@ -76,6 +77,19 @@ def test_accumulators_stay_in_registers() -> None:
     body = _innermost_loop(result.assembly, "vfmadd")
     assert sum("vfmadd" in line for line in body) >= 8
     assert not any("vmovups\t%ymm" in line or "vmovaps\t%ymm" in line for line in body)
+
+
+@pytest.mark.parametrize("target", ["avx2", "avx512"])
+def test_weights_that_no_cache_keeps_are_prefetched(target: str) -> None:
+    """One prefetch for each cache line of weights that a step reads, and none for weights that stay in the cache."""
+    result, expected = convolve("more weights than the cache", CATALOGUE[target])
+    body = _innermost_loop(result.assembly, "vfmadd")
+    vectors = {line.split()[-1] for line in body if "vmov" in line and "(%" in line}
+    bytes_read = len(vectors) * CATALOGUE[target].vector_bits // 8
+    assert sum("prefetch" in line for line in body) == -(-bytes_read // 64)
+    assert error(result.output, expected) < TOLERANCE
+    few, _ = convolve("3x3", CATALOGUE[target])
+    assert "prefetch" not in few.assembly
 
 
 def _innermost_loop(assembly: str, instruction: str) -> list[str]:
