@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,8 +41,6 @@ SEEDS = (0, 1, 2)
 _TRAIN: dict[str, Any] = {"precision": "bf16", "weight_decay": 5e-4, "schedule": "one-cycle"}
 """Whole trainings; the learning rate rises and falls once (Smith & Topin 2019)."""
 _DISTILL: dict[str, Any] = _TRAIN | {"temperature": 4.0, "alpha": 0.3}
-_STAGES = {"stages.2": 0.1, "stages.5": 0.1, "stages.8": 0.1}
-"""What each resolution ends with. Pruning leaves the channels of the residual sums, so that they can be compared."""
 
 
 def _context(graph: Graph, workshop: Workshop, augment: bool = True, seed: int = 0) -> Context:
@@ -52,15 +49,8 @@ def _context(graph: Graph, workshop: Workshop, augment: bool = True, seed: int =
     return data
 
 
-def _recovery(
-    epochs: int,
-    workshop: Workshop,
-    rate: float = 0.1,
-    name: str = "recover",
-    features: Mapping[str, float] = MappingProxyType(_STAGES),
-) -> Distill:
-    checkpoint = str(workshop.folder / name)
-    return Distill(epochs=epochs, learning_rate=rate, checkpoint=checkpoint, features=features, **_DISTILL)
+def _recovery(epochs: int, workshop: Workshop, rate: float = 0.1, name: str = "recover") -> Distill:
+    return Distill(epochs=epochs, learning_rate=rate, checkpoint=str(workshop.folder / name), **_DISTILL)
 
 
 def _without_channels(kind: str, share: float, graph: Graph, original: Graph) -> StructuredPruning:
@@ -116,8 +106,8 @@ def _all_four(graph: Graph, workshop: Workshop) -> Graph:
     half = _half(graph, workshop)
     passes = [
         _without_channels("parameters", 0.36, half, graph),
-        Factorize(ratio=0.75),
-        _recovery(8, workshop),
+        Factorize(ratio=0.85),
+        _recovery(14, workshop, rate=0.05),
         QuantizeStatic(),
     ]
     return apply(half, passes, _context(graph, workshop))
