@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from whet.passes.recovery.schedule import SCHEDULES, make_optimizer, set_rate
 
 if TYPE_CHECKING:
     from whet.passes.recovery.training_pass import TrainingPass
+
+_STATISTICS_BATCHES: Final = 100
+"""Of which the statistics of batch norms are made: each counts a tenth of what was before it, so more change little."""
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.state = State()
         self.best: dict[str, Tensor] = {}
+        self.mean: dict[str, Tensor] = {}
         self.batches = TrainingBatches(context.train, objective.model.graph)
         self.parameters = dict(objective.named_parameters())
         self.optimizer = make_optimizer(
@@ -91,6 +96,9 @@ class Trainer:
             parallel = self.processes.parallel(self.objective)
             while not self._finished():
                 self._run_epoch(parallel, steps)
+        if self.options.average:
+            self._adopt_mean()
+            return self._overrides()
         return self.best or self._overrides()
 
     def _finished(self) -> bool:
@@ -109,6 +117,7 @@ class Trainer:
                 self._show(losses[-1], state.epoch * steps + min(step + 1, steps), steps * self.options.epochs)
         state.epoch += 1
         state.losses.append(sum(losses) / len(losses))
+        self._average()
         self._evaluate()
         if self.checkpoint is not None and self.processes.first:
             self.checkpoint.save(state.note(), self._tensors())
@@ -131,6 +140,27 @@ class Trainer:
         with torch.no_grad():
             self.rule.after_step(self.objective.model)
         return value
+
+    def _average(self) -> None:
+        """Take the weights of this epoch into their mean, where it is one of the last."""
+        count = self.state.epoch - (self.options.epochs - self.options.average)
+        if count < 1:
+            return
+        for name, parameter in self.parameters.items():
+            mean = self.mean.setdefault(name, parameter.detach().clone())
+            mean.lerp_(parameter.detach(), 1 / count)
+
+    def _adopt_mean(self) -> None:
+        """Make the mean the weights; the statistics of batch norms were estimated with others, so they are anew."""
+        with torch.no_grad(), seeded(self.context.seed, 1 + self.state.epoch):
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.mean[name])
+            if not self.objective.model.statistics:
+                return
+            for batch in itertools.islice(self.batches, _STATISTICS_BATCHES):
+                mine, _ = self.processes.share(self._augmented(batch))
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.options.precision == "bf16"):
+                    self.objective.model(*mine.inputs)
 
     def _augmented(self, batch: TrainingBatch) -> TrainingBatch:
         if self.options.augment is None:
@@ -168,6 +198,7 @@ class Trainer:
         tensors: dict[str, Tensor] = {f"parameter/{name}": item for name, item in self.parameters.items()}
         tensors |= {f"statistic/{name}": item for name, item in self.objective.model.statistics.items()}
         tensors |= {f"best/{name}": item for name, item in self.best.items()}
+        tensors |= {f"mean/{name}": item for name, item in self.mean.items()}
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state[parameter]
             tensors |= {f"optimizer/{name}/{key}": item for key, item in moments.items() if isinstance(item, Tensor)}
@@ -191,6 +222,8 @@ class Trainer:
             kind, _, rest = key.partition("/")
             if kind == "best":
                 self.best[rest] = tensor
+            elif kind == "mean":
+                self.mean[rest] = _like(self.parameters[rest], tensor)
             elif kind == "optimizer":
                 name, _, moment = rest.rpartition("/")
                 self.optimizer.state[self.parameters[name]][moment] = _like(self.parameters[name], tensor)

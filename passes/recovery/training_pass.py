@@ -34,7 +34,8 @@ Augment = Callable[..., Tensor | Iterable[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPass(Pass):
-    """Options of training. The weights of the best epoch by `context.evaluate` are kept, of the last one without it.
+    """Options of training. The weights of the best epoch by `context.evaluate` are kept, of the last one without it, or
+    with `average` the mean of the last ones.
 
     Under `torchrun` every process computes its share of each batch, and all end with the same graph.
 
@@ -46,6 +47,9 @@ class TrainingPass(Pass):
         momentum: of sgd; adamw's first beta.
         schedule: "cosine", "constant" or "one-cycle".
         patience: stop after so many epochs without a better `context.evaluate`; None: train all epochs.
+        average: the result has the mean of the weights after each of the last so many epochs (stochastic weight
+            averaging, Izmailov et al., UAI 2018), which wants a learning rate that still moves them:
+            schedule="constant". 0: no mean.
         augment: changes the inputs of every batch: (*inputs) -> inputs.
         checkpoint: a folder that takes the state after every epoch; the same training goes on from there, with the
             same result, bit for bit, as if it had not been interrupted.
@@ -66,6 +70,7 @@ class TrainingPass(Pass):
     momentum: float = 0.9
     schedule: str = "cosine"
     patience: int | None = None
+    average: int = 0
     augment: Augment | None = None
     checkpoint: str | Path | None = None
     precision: str = "f32"
@@ -128,6 +133,12 @@ class TrainingPass(Pass):
                 raise PassError(f"{self.name}: {name} must be a number from {low} on, not {value!r}")
         if not self.momentum < 1:
             raise PassError(f"{self.name}: momentum must be below 1, not {self.momentum!r}")
+        if not 0 <= self.average <= self.epochs:
+            raise PassError(f"{self.name}: average is of 0 to epochs={self.epochs} epochs, not {self.average!r}")
+        if self.average and self.patience is not None:
+            raise PassError(
+                f"{self.name}: a mean of the last epochs (average) has none with patience: give one of both"
+            )
         if self.patience is not None and context.evaluate is None:
             raise PassError(
                 f"{self.name}: patience={self.patience} needs a quality to watch: whet.optimize(..., evaluate=...)"

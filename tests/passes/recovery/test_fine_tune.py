@@ -168,8 +168,8 @@ def _stopping_after(epochs: int, batches: list[Any]) -> Callable[[], Iterator[An
     return read
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "average"), [("sgd", 0), ("sgd", 3), ("adamw", 0)])
+def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, optimizer: str, average: int) -> None:
     graph = small_graph()
     evaluate = accuracy_on(pictures(seed=9))
 
@@ -177,7 +177,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, opti
         return x + 0.1 * torch.randn_like(x)
 
     def run(source: Any, checkpoint: Path | None) -> Graph:
-        options = FineTune(epochs=4, optimizer=optimizer, augment=noisy, checkpoint=checkpoint)
+        options = FineTune(epochs=4, optimizer=optimizer, average=average, augment=noisy, checkpoint=checkpoint)
         return options(graph, context(source, evaluate=evaluate)).graph
 
     whole = run(pictures(), None)
@@ -186,9 +186,28 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, opti
     note = json.loads((tmp_path / "run" / "state.json").read_text())
     assert note["state"]["epoch"] == 2 and len(note["state"]["scores"]) == 2
     assert_same_constants(run(pictures(), tmp_path / "run"), whole)
-    # a finished training reads no data again
-    assert_same_constants(run(_stopping_after(-1, pictures()), tmp_path / "run"), whole)
+    if not average:
+        # a finished training reads no data again; with a mean of weights it does, for the statistics of that
+        assert_same_constants(run(_stopping_after(-1, pictures()), tmp_path / "run"), whole)
     assert {item.name for item in (tmp_path / "run").iterdir()} == {"state.json", "epoch-4.safetensors"}
+
+
+def test_the_weights_of_the_last_epochs_are_averaged() -> None:
+    """And batch norms get the statistics that go with the mean: those of the data under these weights."""
+    graph, data = small_graph(), pictures()
+
+    def trained(epochs: int, average: int = 0) -> dict[str, Tensor]:
+        options = FineTune(epochs=epochs, schedule="constant", learning_rate=0.02, average=average)
+        return constants(options(graph, context(data)).graph)
+
+    mean, parts = trained(4, average=3), [trained(epochs) for epochs in (2, 3, 4)]
+    weights = [name for name in mean if "running" not in name]
+    assert weights
+    for name in weights:
+        torch.testing.assert_close(mean[name], sum(part[name] for part in parts) / 3, rtol=1e-5, atol=1e-6)
+    (name,) = [name for name in mean if name.endswith("norm1.running_mean")]
+    first = torch.cat([torch.nn.functional.conv2d(x, mean["conv1.weight"], padding=1) for x, _ in data])
+    torch.testing.assert_close(mean[name], first.mean((0, 2, 3)), rtol=0.1, atol=0.02)
 
 
 def test_a_checkpoint_of_something_else_is_refused(graph: Graph, tmp_path: Path) -> None:
@@ -248,6 +267,8 @@ def test_a_loss_of_ones_own(graph: Graph) -> None:
         ({"precision": "f64"}, "precision is one of"),
         ({"momentum": 1.0}, "momentum must be below 1"),
         ({"patience": 2}, "needs a quality to watch"),
+        ({"average": 11}, "average is of 0 to epochs=10"),
+        ({"average": 2, "patience": 2}, "give one of both"),
     ],
 )
 def test_impossible_options(graph: Graph, options: dict[str, Any], message: str) -> None:
