@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_device_passes
 from tvm.tirx import compilation_pipeline
 
-from whet.backends.tvm.streams import with_prefetches
+from whet.backends.tvm.prefetches import with_prefetches
 
 PIPELINE: Final = "whet"
 """The name by which TVM's `build` functions find it."""

@@ -14,22 +14,24 @@ class MatrixTile:
     """The registers of a matrix unit that a kernel works on: `down` by `across` of them hold sums.
 
     A register of activations has `rows` rows of `depth` numbers, one of weights as many by the columns of the
-    instruction: one multiplication adds `depth` products to each of its sums.
+    instruction: one multiplication adds `depth` products to each of its sums. Weights are prefetched `ahead` bytes
+    before they are loaded; 0: they are not.
     """
 
     rows: int
     depth: int
     down: int
     across: int
+    ahead: int = 0
 
     def __str__(self) -> str:
-        return f"{self.down}x{self.across}x{self.rows}x{self.depth}"
+        return f"{self.down}x{self.across}x{self.rows}x{self.depth}" + (f"x{self.ahead}" if self.ahead else "")
 
     @classmethod
     def parse(cls, text: str) -> MatrixTile:
         """What `str` wrote."""
-        down, across, rows, depth = (int(part) for part in text.split("x"))
-        return cls(rows, depth, down, across)
+        down, across, rows, depth, *ahead = (int(part) for part in text.split("x"))
+        return cls(rows, depth, down, across, *ahead)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tvm.script import from_source
 from whet.backends.tvm.intrinsics.dot_product import product_term
 from whet.backends.tvm.intrinsics.instructions import MATRIX_ROW_BYTES, DotInstruction, MatrixTile
 from whet.backends.tvm.kernels.expressions import element_bytes
+from whet.backends.tvm.prefetches import HINTS
 
 CONFIGURE: Final = "configure"
 RELEASE: Final = "release"
@@ -105,6 +106,7 @@ declare void @llvm.x86.tilerelease()
 declare void @llvm.x86.tilezero(i8)
 declare void @llvm.x86.tileloadd64(i8, ptr, i64)
 declare void @llvm.x86.tilestored64(i8, ptr, i64)
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @{multiply}(i8, i8, i8)
 define linkonce_odr hidden i32 @{configure}() alwaysinline nounwind {{
   call void @llvm.x86.ldtilecfg(ptr @{shape})
@@ -169,6 +171,16 @@ def _step(instruction: DotInstruction, tile: MatrixTile) -> list[str]:
                 f"  call void @llvm.x86.tileloadd64(i8 {registers.weights(column)}, ptr %b{column}, i64 %group)",
             )
         )
+        for row in range(tile.depth // instruction.group if tile.ahead else 0):
+            place = f"{column}_{row}"
+            lines.extend(
+                (
+                    f"  %line{place} = mul i64 %group, {row}",
+                    f"  %later{place} = add i64 %line{place}, {tile.ahead}",
+                    f"  %p{place} = getelementptr i8, ptr %b{column}, i64 %later{place}",
+                    f"  call void @llvm.prefetch.p0(ptr %p{place}, {', '.join(f'i32 {hint}' for hint in HINTS)})",
+                )
+            )
 
     def multiply(row: int, column: int) -> None:
         operands = registers.sums(row, column), registers.activations(row), registers.weights(column)

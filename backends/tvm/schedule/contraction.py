@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,6 @@ from whet.backends.tvm.intrinsics.llvm_code import imported_code
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget
 from whet.backends.tvm.kernels.decisions import decision_for
-from whet.backends.tvm.kernels.expressions import extent
 from whet.backends.tvm.schedule.blocks import (
     IMPORT_LLVM,
     BlockHandle,
@@ -31,6 +29,7 @@ from whet.backends.tvm.schedule.blocks import (
 )
 from whet.backends.tvm.schedule.elementwise import schedule_elementwise
 from whet.backends.tvm.schedule.matrix import schedule_matrix
+from whet.backends.tvm.schedule.streaming import stream_weights
 from whet.backends.tvm.schedule.tiled import (
     Nest,
     fuse_epilogue,
@@ -42,13 +41,9 @@ from whet.backends.tvm.schedule.tiled import (
     schedule_producers,
     tile_anchor,
 )
-from whet.backends.tvm.streams import PRAGMA
 
-# Which operand of the product a contraction reads first, and which second.
-_ACTIVATIONS, _WEIGHTS = 0, 1
-
-# 4 KiB ahead came late, from 8 to 32 KiB made no difference.
-_AHEAD_BYTES = 8192
+# Which operand of the product a contraction reads first.
+_ACTIVATIONS = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def _schedule_products(sch: Schedule, anchor: BlockHandle, final: BlockHandle | 
     keep_in_registers(sch, nest)
     fuse_epilogue(sch, anchor, final, outer[-1], target)
     _parallel_tiles(sch, nest, outer)
-    _stream_weights(sch, anchor, steps[-1], target)
+    stream_weights(sch, anchor, steps[-1], target)
     initialize(sch, anchor, nest)
 
 
@@ -123,7 +118,7 @@ def _schedule_dots(
         _gather_rows(sch, gathered, anchor, nest.row_inner[-1])
         sch.transform_layout(anchor, ("write", 0), functools.partial(_by_vectors, instruction))
     _parallel_tiles(sch, nest, outer)
-    _stream_weights(sch, anchor, steps[-1], target)
+    stream_weights(sch, anchor, steps[-1], target)
     initialize(sch, anchor, nest, vector_loops=len(vector) - 1)
     code = imported_code(instruction)
     if code is not None:
@@ -137,17 +132,6 @@ def _outer(nest: Nest, target: CpuTarget) -> list[LoopHandle]:
 
 def _parallel_tiles(sch: Schedule, nest: Nest, outer: Sequence[LoopHandle]) -> None:
     parallel(sch, outer[:-1] if len(nest.row_outer) > 1 else outer)
-
-
-def _stream_weights(sch: Schedule, anchor: BlockHandle, step: LoopHandle, target: CpuTarget) -> None:
-    """Have weights that the second cache does not keep prefetched; measured on x86-64 alone."""
-    weights = sch.get(anchor).reads[_WEIGHTS].source
-    extents = [extent(size) for size in weights.shape]
-    if not target.triple.startswith("x86_64") or any(size is None for size in extents):
-        return
-    bits = tvm.runtime.DataType(str(weights.dtype)).bits
-    if math.prod(size or 1 for size in extents) * bits // 8 > target.l2_cache_bytes // 2:
-        sch.annotate(step, PRAGMA, _AHEAD_BYTES)
 
 
 def _unrolled(sch: Schedule, reduction: Sequence[LoopHandle], target: CpuTarget) -> list[LoopHandle]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import tvm_ffi
@@ -28,6 +29,7 @@ from whet.backends.tvm.schedule.blocks import (
     integers,
     iterator_counts,
 )
+from whet.backends.tvm.schedule.streaming import bytes_ahead
 from whet.backends.tvm.schedule.tiled import ordered_tiles, write_out
 
 SURROUND: Final = "whet.surround"
@@ -43,6 +45,7 @@ def schedule_matrix(
     """Tile a contraction with the block behind it, or (None) on its own: its sums are then written as they are."""
     tile = instruction.matrix
     assert tile is not None
+    instruction = replace(instruction, matrix=replace(tile, ahead=bytes_ahead(sch, anchor, target)))
     rows, block = integers(sch, anchor, roles.ROWS), int(annotation(sch, anchor, roles.BLOCK))
     spatial, _ = iterator_counts(sch, anchor)
     loops = list(sch.get_loops(anchor))

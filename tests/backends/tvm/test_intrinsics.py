@@ -63,6 +63,11 @@ def linear(dtype: str) -> Sample:
     return Sample(name, (zeros(dtype, 1, 256), zeros("bf16" if dtype == "bf16" else "i8", 64, 256)))
 
 
+def large_linear() -> Sample:
+    """Sixteen rows of activations by more weights than the second cache keeps."""
+    return Sample("linear_integer", (zeros("u8", 16, 1024), zeros("i8", 2048, 1024)))
+
+
 def matmul(left: str, right: str) -> Sample:
     """Two activations: heads of attention."""
     name = "matmul" if left == "bf16" else "matmul_integer"
@@ -111,6 +116,7 @@ EMITTED: list[tuple[str, Target, Sample, str]] = [
     ("smmla of activations", NEOVERSE_N2, matmul("i8", "i8"), r"^\tsmmla\tv\d+\.4s"),
     ("sdot of a row", NEOVERSE_N2, linear("i8"), r"^\tsdot\tv\d+\.4s"),
     ("tdpbusd", SAPPHIRE_RAPIDS, conv("u8"), r"^\ttdpbusd\t%tmm"),
+    ("prefetched weights", SAPPHIRE_RAPIDS, large_linear(), r"^\tprefetcht1"),
     ("tdpbssd", SAPPHIRE_RAPIDS, conv("i8"), r"^\ttdpbssd\t%tmm"),
     ("tdpbusd of activations", SAPPHIRE_RAPIDS, matmul("u8", "i8"), r"^\ttdpbusd\t%tmm"),
     ("vpdpbusd of a row, for a matrix unit", SAPPHIRE_RAPIDS, linear("u8"), r"^\tvpdpbusd\t.*%zmm"),

@@ -71,6 +71,16 @@ def test_no_two_operands_share_a_register() -> None:
         assert products == wanted
 
 
+def test_a_step_prefetches_every_line_of_its_weights() -> None:
+    tile = MatrixTile(MATRIX_ROWS, 64, 2, 2, ahead=8192)
+    assert MatrixTile.parse(str(tile)) == tile
+    instruction = instruction_of(f"whet.tdpbusd.uint8.{tile}")
+    assert instruction.matrix == tile
+    code = matrix_code(instruction)
+    assert code.count("call void @llvm.prefetch") == 2 * 64 // instruction.group
+    assert "call void @llvm.prefetch" not in matrix_code(instruction_of("whet.tdpbusd.uint8.2x2x16x64"))
+
+
 @pytest.mark.parametrize(("down", "across"), [(4, 2), (3, 3), (8, 1), (2, 4)])
 def test_tiles_that_have_no_registers_left(down: int, across: int) -> None:
     assert not fits_registers(MatrixTile(16, 64, down, across))

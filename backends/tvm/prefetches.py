@@ -14,12 +14,14 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from whet.backends.tvm.kernels.expressions import element_bytes
+
 PRAGMA: Final = "pragma_stream_ahead"
 """Annotation of a loop whose vector loads from memory are prefetched; its value is how many bytes ahead."""
 
 LINE_BYTES: Final = 64
 """Of a cache line."""
-_READ, _SECOND_LEVEL, _DATA = 0, 2, 1
+HINTS: Final = (0, 2, 1)
 """Operands of llvm.prefetch: to be read, kept in the second cache, no instructions."""
 
 
@@ -65,15 +67,11 @@ def _near(load: Any, other: Any, analyzer: Any) -> bool:
     if not load.source.same_as(other.source) or len(load.indices) != 1:
         return False
     distance = analyzer.simplify(load.indices[0].base - other.indices[0].base)
-    return isinstance(distance, tirx.IntImm) and abs(int(distance)) * _element_bytes(load) < LINE_BYTES
-
-
-def _element_bytes(load: Any) -> int:
-    return -(-int(tvm.runtime.DataType(str(load.source.dtype)).bits) // 8)
+    return isinstance(distance, tirx.IntImm) and abs(int(distance)) * element_bytes(str(load.source.dtype)) < LINE_BYTES
 
 
 def _prefetch(load: Any, ahead: int) -> Any:
     first = load.indices[-1].base
-    later = first + tirx.const(ahead // _element_bytes(load), first.ty.dtype)
+    later = first + tirx.const(ahead // element_bytes(str(load.source.dtype)), first.ty.dtype)
     place = tirx.address_of(tirx.BufferLoad(load.source, [*load.indices[:-1], later]))
-    return tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, _READ, _SECOND_LEVEL, _DATA)
+    return tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, *HINTS)
