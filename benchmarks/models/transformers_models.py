@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -397,8 +398,9 @@ ROWS: Mapping[str, Row] = {
 
 
 def import_transformers() -> Any:
-    """transformers; torchvision is made importable first because some of its models import it."""
-    import_torchvision()
+    """transformers; torchvision, where it is installed, is made importable first: some of its models import it."""
+    if importlib.util.find_spec("torchvision") is not None:
+        import_torchvision()
     return importlib.import_module("transformers")
 
 
