@@ -11,8 +11,9 @@ import pytest
 from tests.cpp.fat_forgeries import FatBundles, fat_forgeries
 from tests.cpp.forgeries import Bundles, Forgery, Keys, forgeries
 from tests.cpp.programs import Programs, build
+from tests.cpp.verdicts import status_of
 from tests.runtime.conftest import Model
-from whet.errors import BundleError, DecryptionError, SignatureError
+from whet.errors import BundleError
 from whet.runtime import load, read_bundle, write_bundle
 from whet.runtime.safetensors import RawTensor
 
@@ -34,12 +35,6 @@ def cases(shrunk: Model, canary: Path, tmp_path_factory: pytest.TempPathFactory)
     for case, path in zip(found, paths, strict=True):
         path.write_bytes(case.data)
     return list(zip(found, paths, strict=True))
-
-
-def status_of(error: BundleError) -> str:
-    """The status of the C API for an error of the Python runtime."""
-    kinds = {SignatureError: "not trusted", DecryptionError: "wrong key"}
-    return kinds.get(type(error), "newer format" if "format version" in str(error) else "damaged")
 
 
 def test_python(cases: list[tuple[Forgery, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
