@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.utils._sympy import functions as torch_functions
 
 from whet.errors import CaptureError
+from whet.frontend.dimension_names import DimensionNames, shape_environment
 from whet.ir.builder import Builder
 from whet.ir.dimensions import Dim, DimRange, simplify_dim, symbol
 from whet.ir.graph import Value
@@ -27,8 +28,8 @@ _FRACTION_BITS = 20
 
 
 class SizeSymbols:
-    """torch's symbols (s77, ...) as s0, s1, ... in order of appearance, so that text does not depend on the
-    run.
+    """torch's symbols (s77, ...) under the user's names, or as s0, s1, ... in order of appearance, so that text does
+    not depend on the run (see `DimensionNames`).
 
     Where the program is only valid for multiples of d (it splits a dimension by d), the symbol becomes d ·
     s0, so that arithmetic on shapes stays exact.
@@ -41,15 +42,16 @@ class SizeSymbols:
         sizes = [size for node in nodes if node.op == "placeholder" for size in _shape(node)]
         symbolic = [expression_of(size) for size in sizes if not isinstance(size, int)]
         divisors = _divisors(nodes) if symbolic else {}
+        names = DimensionNames(nodes)
         for size in symbolic:
             for item in sorted(size.free_symbols, key=str):
-                self._add(str(item), divisors.get(item, 1), ranges.get(item))
+                self._add(item, names, divisors.get(item, 1), ranges.get(item))
 
-    def _add(self, name: str, divisor: int, limits: Any) -> None:
-        if name in self._names:
+    def _add(self, item: sympy.Symbol, names: DimensionNames, divisor: int, limits: Any) -> None:
+        if item.name in self._names:
             return
-        fresh = symbol(f"s{len(self._names)}")
-        self._names[name] = simplify_dim(divisor * fresh)
+        fresh = symbol(names.name(item, divisor))
+        self._names[item.name] = simplify_dim(divisor * fresh)
         # torch writes 2 for "1 was not looked at": its programs take 1 all the same, as does their own check
         lower = 1 if limits is None or int(limits.lower) <= 2 else int(limits.lower)
         upper = None if limits is None or limits.upper > _UNLIMITED else int(limits.upper)
@@ -104,11 +106,7 @@ def _divisors(nodes: Sequence[Node]) -> dict[sympy.Symbol, int]:
 
 def _guards(nodes: Sequence[Node], name: str) -> Iterable[Any]:
     """What torch noted while it traced the program; a program that was loaded from a file has no such notes."""
-    for node in nodes:
-        value: Any = node.meta.get("val")
-        if node.op == "placeholder" and hasattr(value, "fake_mode"):
-            return list(getattr(value.fake_mode.shape_env, name, ()))
-    return ()
+    return list(getattr(shape_environment(nodes), name, ()))
 
 
 def _from_remainders(nodes: Sequence[Node]) -> Iterable[tuple[sympy.Symbol, int]]:

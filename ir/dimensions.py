@@ -31,6 +31,12 @@ class DimRange:
             return False
         return value % self.multiple_of == 0
 
+    @property
+    def words(self) -> str:
+        """For errors: "1..64", "8 and more in steps of 8"."""
+        limits = f"{self.minimum} and more" if self.maximum is None else f"{self.minimum}..{self.maximum}"
+        return limits if self.multiple_of == 1 else f"{limits} in steps of {self.multiple_of}"
+
     def __str__(self) -> str:
         """As in the text form: "1..64 step 8"."""
         upper = "inf" if self.maximum is None else str(self.maximum)

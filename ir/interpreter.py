@@ -120,8 +120,22 @@ def bind_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
     for name, size in bindings.items():
         allowed = graph.dimensions.get(name, DimRange(0))
         if size not in allowed:
-            raise InputError(f"dimension {name} is {size}, allowed is {allowed}")
+            raise InputError(f"{_place(graph, inputs, name, size)}, allowed are {allowed.words}")
     return bindings
+
+
+def _place(graph: Graph, inputs: Sequence[torch.Tensor], name: str, size: int) -> str:
+    """Which dimension of which input makes the symbol this size: "input 'x': dimension 0 (batch) is 70"."""
+    places = (
+        (value.name, index, dim, tensor.shape[index])
+        for value, tensor in zip(graph.inputs, inputs, strict=True)
+        for index, dim in enumerate(value.type.shape)
+        if name in {item.name for item in dim_symbols(dim)}
+    )
+    # What is nothing but the symbol before what is computed from it.
+    value, index, dim, extent = min(places, key=lambda place: format_dim(place[2]) != name)
+    shown = f"input {value!r}: dimension {index} ({format_dim(dim)}) is {extent}"
+    return shown if format_dim(dim) == name else f"{shown} and so {name} is {size}"
 
 
 def _solve(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]:

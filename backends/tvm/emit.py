@@ -261,7 +261,9 @@ def express(region: Region, target: Target, decision: Decision = DEFAULT) -> Exp
         | _attribute_symbols(region)
     )
     decided = Decided(target, decision)
-    context = LoweringContext(decided, {name: tirx.Var(name, "int64") for name in symbols})
+    # Under names of their own: the user's may be words of the language that a kernel is printed in ("new" in CUDA).
+    variables = {name: tirx.Var(f"s{index}", "int64") for index, name in enumerate(symbols)}
+    context = LoweringContext(decided, variables)
     return Expressed(context, _lower_operations(context, region), symbols, decided)
 
 

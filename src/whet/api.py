@@ -50,7 +50,7 @@ def optimize(
         target: a target's name ("x86" is this machine) or a `whet.Target`.
         example_inputs: positional inputs, for their shapes and dtypes; None: taken from the model where it names them.
         example_kwargs: inputs by keyword.
-        dynamic_shapes: which dimensions stay symbolic, as in torch.export.
+        dynamic_shapes: which dimensions stay symbolic, as in torch.export; `Dim("batch")` is called batch everywhere.
         passes: passes or rewrite patterns, applied in order. None of them: results change by rounding at most.
         calibration: batches (tuples of inputs) for passes that observe activations: a list, a DataLoader, or a
             function without arguments that makes an iterable.

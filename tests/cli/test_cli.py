@@ -210,9 +210,14 @@ def test_symbolic_dimensions_are_bound(tmp_path: Path, capsys: pytest.CaptureFix
     compiled.save(tmp_path / "m.whet")
     shapes = [
         output_of(capsys, "run", str(tmp_path / "m.whet"), *more)["outputs"][0]["shape"]
-        for more in ((), ("--size", "s0=5"))
+        for more in ((), ("--size", "batch=5"))
     ]
     assert shapes == [[1, 2], [5, 2]]
+    shown = output_of(capsys, "inspect", str(tmp_path / "m.whet"))["manifest"]
+    assert shown["dimensions"] == {"batch": {"min": 1, "max": 9, "multiple_of": 1}}
+    assert shown["inputs"][0]["shape"] == ["batch", 3]
+    assert main(["run", str(tmp_path / "m.whet"), "--size", "s0=5"]) == 1
+    assert "the symbolic dimensions are batch" in capsys.readouterr().err
 
 
 def test_debug_shows_the_stack(capsys: pytest.CaptureFixture[str]) -> None:

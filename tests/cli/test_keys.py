@@ -106,6 +106,24 @@ def test_fat_bundles(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output_of(capsys, "run", "fat.whet", "--trust", "ours.pub", "--key", "secret")
 
 
+def test_tuned_bundles(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = ("tune", "model_of_keys.py:make", "--trials", "1", "--database", "records", "-o", "tuned.whet")
+    done = output_of(capsys, *tune, "--sign", "ours", "--encrypt", "secret")
+    assert done["bundle"] == "tuned.whet"
+    found = output_of(capsys, "verify", "tuned.whet", "--trust", "ours.pub", "--key", "secret")
+    assert found["trusted"] and found["decrypted"]
+    assert "is encrypted with the key" in refusal(capsys, "run", "tuned.whet", "--trust", "ours.pub")
+    output_of(capsys, "run", "tuned.whet", "--trust", "ours.pub", "--key", "secret")
+
+
+def test_mistakes_of_tuning_are_found_before_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model is not even made: there is none."""
+    assert "is not an Ed25519 private key" in refusal(capsys, "tune", "none:none", "-o", "m", "--sign", "ours.pub")
+    assert "is no key for encryption" in refusal(capsys, "tune", "none:none", "-o", "m", "--encrypt", "ours")
+    for option, key in (("--sign", "ours"), ("--encrypt", "secret")):
+        assert "give --out" in refusal(capsys, "tune", "none:none", option, key)
+
+
 def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is there already" in refusal(capsys, "keygen", "ours")
     assert stat.S_IMODE(Path("secret").stat().st_mode) == stat.S_IMODE(Path("ours").stat().st_mode) == 0o600

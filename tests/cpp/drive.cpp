@@ -2,8 +2,8 @@
 //
 //     drive verify | open | target  bundles, one path a line on the input; "STATUS<tab>MESSAGE" for each, where all is
 //                                   well "ok" and nothing more, or the name of the target that was taken
-//     drive secured verify | open | target   bundles and keys, "PATH<tab>PUBLIC KEY<tab>KEY" a line, a dash for none;
-//                                   likewise
+//     drive secured verify | open | target | outputs   bundles and keys, "PATH<tab>PUBLIC KEY<tab>KEY" a line, a dash
+//                                   for none; likewise, or the outputs for one set of inputs, in hexadecimal
 //     drive threads BUNDLE N CALLS  N threads; every result is that of one thread
 //     drive memory BUNDLE CALLS     KiB that the process grew by over CALLS calls, after as many to warm up
 //     drive turns A B N             opens, runs and closes two bundles in turn; the results stay what they were
@@ -21,6 +21,7 @@
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <random>
 #include <string>
 #include <thread>
@@ -103,6 +104,35 @@ whet_status name_target(const char* path, const whet_keys* keys, std::string* sa
   return status;
 }
 
+std::string hexadecimal(const Bytes& bytes) {
+  std::string text;
+  for (const char byte : bytes)
+    for (const int shift : {4, 0}) text += "0123456789abcdef"[static_cast<unsigned char>(byte) >> shift & 15];
+  return text;
+}
+
+whet::Keys copied(const whet_keys& keys) {
+  whet::Keys made;
+  whet::Keys::Bytes bytes{};
+  for (std::size_t i = 0; i < keys.trusted_count; ++i) {
+    std::copy_n(keys.trusted + i * bytes.size(), bytes.size(), bytes.begin());
+    made.trust(bytes);
+  }
+  if (keys.key == nullptr) return made;
+  std::copy_n(keys.key, bytes.size(), bytes.begin());
+  return made.decrypt_with(bytes);
+}
+
+whet_status run_once(const char* path, const whet_keys* keys, std::string* said) {
+  try {
+    whet::Module model(path, 1, keys == nullptr ? whet::Keys() : copied(*keys));
+    *said = hexadecimal(joined(model(views(inputs_of(model, 0)))));
+    return WHET_OK;
+  } catch (const whet::Error& error) {
+    return error.status();
+  }
+}
+
 Words split(const std::string& line) {
   Words words;
   for (std::size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
@@ -134,8 +164,11 @@ int verify(const Words&) { return each_bundle(only_verify); }
 int open_bundles(const Words&) { return each_bundle(open_and_list); }
 int targets(const Words&) { return each_bundle(name_target); }
 
+const std::map<std::string, Look> kLooks = {
+    {"verify", only_verify}, {"open", open_and_list}, {"target", name_target}, {"outputs", run_once}};
+
 int secured(const Words& how) {
-  const Look look = how.at(0) == "open" ? open_and_list : how.at(0) == "target" ? name_target : only_verify;
+  const Look look = kLooks.at(how.at(0));
   for (std::string line; std::getline(std::cin, line);) {
     const Words words = split(line);
     whet::Keys keys;

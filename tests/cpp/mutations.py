@@ -316,18 +316,3 @@ def _library(bundle: bytes, generator: random.Random) -> bytes:
 
 
 _WAYS: Final = (_anywhere, in_the_records, _manifest, _weights, _packed_header, _packed_bytes, _library)
-
-
-def mutated_secured(bundle: bytes, seed: int) -> bytes:
-    """A signed or encrypted bundle with one random thing wrong, made by somebody without the keys."""
-    generator = random.Random(seed)
-    return generator.choice((_anywhere, in_the_records, _manifest, _any_member))(bundle, generator)
-
-
-def _any_member(bundle: bytes, generator: random.Random) -> bytes:
-    """A member changed; half of the time the manifest says so."""
-    members = members_of(bundle)
-    name = generator.choice([name for name in members if name != MANIFEST])
-    data = scrambled(members[name], generator)
-    fits = name in json.loads(members[MANIFEST])["members"] and generator.random() < 0.5
-    return resigned(members, name, data) if fits else zipped({**members, name: data})

@@ -134,12 +134,12 @@ def on_x86(programs: Programs, core: str) -> Programs:
     return Programs(programs.folder, ("qemu-x86_64-static", "-cpu", core))
 
 
-def run_bundle(programs: Programs, bundle: Path, inputs: Sequence[Array]) -> list[Array]:
+def run_bundle(programs: Programs, bundle: Path, inputs: Sequence[Array], *options: str) -> list[Array]:
     """Outputs of a bundle by the example program; what it reads and writes lies beside the bundle."""
     files = [bundle.with_suffix(f".{index}.npy") for index in range(len(inputs))]
     for file, array in zip(files, inputs, strict=True):
         np.save(file, array)
     prefix = bundle.with_suffix(".out")
-    printed = programs.output("run_bundle", bundle, *files, "--output", prefix, "--threads", "1")
+    printed = programs.output("run_bundle", bundle, *files, "--output", prefix, "--threads", "1", *options)
     count = sum(line.startswith("output ") for line in printed.splitlines())
     return [np.load(f"{prefix}.{index}.npy") for index in range(count)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.cpp.fat_forgeries import FatBundles, fat_forgeries
 from tests.cpp.forgeries import Bundles, Forgery, Keys, forgeries
-from tests.cpp.programs import Programs, build
+from tests.cpp.programs import Programs, build, run_bundle
+from tests.cpp.verdicts import status_of
 from tests.runtime.conftest import Model
-from whet.errors import BundleError, DecryptionError, SignatureError
+from whet.errors import BundleError
 from whet.runtime import load, read_bundle, write_bundle
 from whet.runtime.safetensors import RawTensor
 
@@ -34,12 +36,6 @@ def cases(shrunk: Model, canary: Path, tmp_path_factory: pytest.TempPathFactory)
     for case, path in zip(found, paths, strict=True):
         path.write_bytes(case.data)
     return list(zip(found, paths, strict=True))
-
-
-def status_of(error: BundleError) -> str:
-    """The status of the C API for an error of the Python runtime."""
-    kinds = {SignatureError: "not trusted", DecryptionError: "wrong key"}
-    return kinds.get(type(error), "newer format" if "format version" in str(error) else "damaged")
 
 
 def test_python(cases: list[tuple[Forgery, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,23 +92,37 @@ def skip_without_crypto(programs: Programs) -> None:
         pytest.skip("libcrypto is missing: cpp/setup installs it")
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-def test_results_are_the_same_bit_for_bit(encrypted: bool, shrunk: Model, plain: Programs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fat", [False, True], ids=["single", "fat"])
+@pytest.mark.parametrize("encrypted", [False, True], ids=["signed", "both"])
+def test_results_are_the_same_bit_for_bit(
+    encrypted: bool, fat: bool, shrunk: Model, plain: Programs, tmp_path: Path
+) -> None:
+    """As those of the plain bundle, in Python and in C++."""
     skip_without_crypto(plain)
     keys = Keys.make(tmp_path)
-    encrypt = keys.secret if encrypted else None
+    encrypt, public = keys.secret if encrypted else None, tmp_path / "ours.pub"
+    write_bundle(tmp_path / "plain.whet", shrunk.manifest, shrunk.library, shrunk.weights)
     bundle = tmp_path / "m.whet"
-    write_bundle(bundle, shrunk.manifest, shrunk.library, shrunk.weights, sign=keys.ours, encrypt=encrypt)
+    weights = {key: RawTensor.of(item) for key, item in shrunk.weights.items()}
+    if fat:
+        made = FatBundles.make(tmp_path, shrunk.manifest, shrunk.library, weights, keys)
+        bundle.write_bytes(made.both if encrypted else made.signed)
+    else:
+        write_bundle(bundle, shrunk.manifest, shrunk.library, weights, sign=keys.ours, encrypt=encrypt)
     generator = np.random.default_rng(0)
     x, mask = generator.normal(size=(8, 8)).astype("f4"), generator.random((8, 8)) < 0.5
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "mask.npy", mask)
-    public = tmp_path / "ours.pub"
-    options = ["--trust", str(public), *(["--key", str(encrypt)] if encrypt else []), "--output", str(tmp_path / "out")]
-    plain.output("run_bundle", bundle, tmp_path / "x.npy", tmp_path / "mask.npy", "--threads", "1", *options)
-    expected = load(bundle, trusted=public, key=encrypt)(x, mask=mask)
-    for index, array in enumerate((expected["y"], expected["rest"][0])):
-        assert np.load(tmp_path / f"out.{index}.npy").tobytes() == array.tobytes()
+    expected = [array.tobytes() for array in outputs_of(load(tmp_path / "plain.whet")(x, mask=mask))]
+    opened = load(bundle, trusted=public, key=encrypt)
+    assert [array.tobytes() for array in outputs_of(opened(x, mask=mask))] == expected
+    options = ["--trust", str(public), *(["--key", str(encrypt)] if encrypt else [])]
+    for path, given in ((tmp_path / "plain.whet", []), (bundle, options)):
+        found = run_bundle(plain, path, [x, mask], *given)
+        assert [array.tobytes() for array in found] == expected, path
+
+
+def outputs_of(result: Any) -> list[Any]:
+    """The arrays of the result of the model `affine`."""
+    return [result["y"], result["rest"][0]]
 
 
 def test_what_is_no_key(cases: list[tuple[Forgery, Path]], plain: Programs, tmp_path: Path) -> None:

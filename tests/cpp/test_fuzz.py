@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.cpp.fat_mutations import mutated_fat, variant
-from tests.cpp.forgeries import Keys
-from tests.cpp.mutations import MANIFEST, members_of, mutated, mutated_secured
+from tests.cpp.mutations import mutated
 from tests.cpp.programs import Programs
+from tests.cpp.verdicts import python_verdict
 from tests.runtime.conftest import Model
-from whet.errors import BundleError, DecryptionError, SignatureError
-from whet.runtime import read_bundle, write_bundle
+from whet.runtime import write_bundle
 
 pytestmark = pytest.mark.timeout(1200)
 
-# Words of the Python runtime's messages, by the status of the C API.
-_STATUSES = {"this whet reads up to": "newer format", "was compiled for": "other device"}
 Mutated = Callable[[int], bytes]
 
 _BATCH = 500
@@ -37,18 +34,6 @@ def small(shrunk: Model, canary: Path, tmp_path_factory: pytest.TempPathFactory)
     (folder / "lib.so").write_bytes(library)
     write_bundle(folder / "m.whet", shrunk.manifest, folder / "lib.so", shrunk.weights)
     return (folder / "m.whet").read_bytes()
-
-
-def python_verdict(path: Path, **keys: Path | None) -> tuple[str, str]:
-    try:
-        read_bundle(path, **keys)  # type: ignore[arg-type]
-    except SignatureError as error:
-        return "not trusted", str(error)
-    except DecryptionError as error:
-        return "wrong key", str(error)
-    except BundleError as error:
-        return next((status for words, status in _STATUSES.items() if words in str(error)), "damaged"), str(error)
-    return "ok", ""
 
 
 def fuzz(make: Mutated, programs: Programs, folder: Path, first: int, count: int) -> dict[str, int]:
@@ -100,37 +85,3 @@ def test_thousands_of_fat_ones(small: bytes, sanitized: Programs, tmp_path: Path
 def test_ten_thousand(small: bytes, sanitized: Programs, tmp_path: Path) -> None:
     tally = fuzz(partial(mutated, small), sanitized, tmp_path, 1000, 10_000)
     assert sum(tally.values()) == 10_000
-
-
-@pytest.mark.parametrize("ways", [(True, False), (False, True), (True, True)], ids=["signed", "encrypted", "both"])
-def test_signed_and_encrypted(ways: tuple[bool, bool], small: bytes, sanitized: Programs, tmp_path: Path) -> None:
-    """Nothing that was changed is taken: of 200 mutations each, and the languages agree."""
-    if sanitized.output("drive", "crypto") != "1\n":
-        pytest.skip("libcrypto is missing: cpp/setup installs it")
-    keys = Keys.make(tmp_path)
-    trusted, key = (tmp_path / "ours.pub" if ways[0] else None), (keys.secret if ways[1] else None)
-    (tmp_path / "small.whet").write_bytes(small)
-    found = read_bundle(tmp_path / "small.whet")
-    (tmp_path / "lib.so").write_bytes(found.library)
-    sign = keys.ours if ways[0] else None
-    write_bundle(tmp_path / "m.whet", found.manifest, tmp_path / "lib.so", found.weights, sign=sign, encrypt=key)
-    bundle = (tmp_path / "m.whet").read_bytes()
-    paths = [tmp_path / str(seed) for seed in range(200)]
-    for seed, path in enumerate(paths):
-        path.write_bytes(mutated_secured(bundle, seed))
-    lines = ["\t".join((str(path), str(trusted or "-"), str(key or "-"))) for path in paths]
-    done = sanitized.run("drive", "secured", "verify", lines=lines, ASAN_OPTIONS="allocator_may_return_null=1")
-    assert done.returncode == 0 and not done.stderr, done.stderr[-8000:]
-    differences = []
-    for seed, (path, line) in enumerate(zip(paths, done.stdout.splitlines(), strict=True)):
-        status, message = line.split("\t", 1)
-        expected, words = python_verdict(path, trusted=trusted, key=key)
-        if status != expected:
-            differences.append(f"seed {seed}: C++ {status} ({message}); Python {expected} ({words})")
-        if expected == "ok":
-            # What remains are fields of the zip that mean nothing: the members are what they were. The readable
-            # manifest of an encrypted bundle that nobody signed is held against the encrypted one, and may say more.
-            aside = () if ways[0] else (MANIFEST,)
-            left, right = (members_of(data) for data in (path.read_bytes(), bundle))
-            assert all(left[name] == right[name] for name in right if name not in aside), seed
-    assert not differences, "\n".join(differences[:20])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -13,7 +15,9 @@ from torch.nn import functional as F
 from tests.frontend.operators import Call, Function, randn
 from whet.errors import CaptureError, InputError
 from whet.frontend import import_model
+from whet.frontend.dimension_names import DimensionNames
 from whet.ir import DimRange, Graph, Interpreter, parse_graph, print_graph
+from whet.ir.dimensions import parse_dim
 from whet.ir.printer import graph_tensors
 
 BATCH, LENGTH = Dim("batch", min=1, max=64), 2 * Dim("half", max=64)
@@ -65,9 +69,9 @@ def test_forms_of_dynamic_shapes(form: str) -> None:
 
 def test_ranges() -> None:
     graph = import_model(Decoder().eval(), (randn(3, 8, 8),), dynamic_shapes=FORMS["dims"])
-    assert str(graph.inputs[0].type) == "f32[s0, 2*s1, 8]"
-    assert graph.dimensions == {"s0": DimRange(1, 64), "s1": DimRange(1, 64)}
-    with pytest.raises(InputError, match="s0 is 65"):
+    assert str(graph.inputs[0].type) == "f32[batch, 2*half, 8]"
+    assert graph.dimensions == {"batch": DimRange(1, 64), "half": DimRange(1, 64)}
+    with pytest.raises(InputError, match=r"input 'x': dimension 0 \(batch\) is 65, allowed are 1\.\.64$"):
         Interpreter(graph)(randn(65, 4, 8))
     with pytest.raises(InputError):
         Interpreter(graph)(randn(2, 5, 8))
@@ -76,13 +80,13 @@ def test_ranges() -> None:
 def test_open_ranges_and_minimum() -> None:
     shapes = ({0: Dim("n", min=4), 1: Dim.AUTO},)
     graph = import_model(Call(lambda x: x * 2), (randn(6, 5),), dynamic_shapes=(shapes,))
-    assert graph.dimensions == {"s0": DimRange(4, None), "s1": DimRange(1, None)}
+    assert graph.dimensions == {"n": DimRange(4, None), "s0": DimRange(1, None)}
 
 
 def test_multiples() -> None:
     graph = import_model(Call(lambda x: x + 1), (randn(16, 3),), dynamic_shapes=(({0: 8 * Dim("n", max=9)},),))
-    assert str(graph.inputs[0].type) == "f32[8*s0, 3]"
-    assert graph.dimensions["s0"] == DimRange(1, 9)
+    assert str(graph.inputs[0].type) == "f32[8*n, 3]"
+    assert graph.dimensions["n"] == DimRange(1, 9)
     with pytest.raises(InputError):
         Interpreter(graph)(randn(12, 3))
 
@@ -150,9 +154,52 @@ def test_one_symbol_in_two_inputs() -> None:
             return x + y
 
     graph = import_model(Adds().eval(), (randn(4, 3), randn(4, 3)), dynamic_shapes=({0: n}, {0: n}))
-    assert [str(value.type) for value in graph.inputs] == ["f32[s0, 3]"] * 2
+    assert [str(value.type) for value in graph.inputs] == ["f32[n, 3]"] * 2
     with pytest.raises(InputError, match="dimension 0"):
         Interpreter(graph)(randn(4, 3), randn(5, 3))
+
+
+def named(*dims: Any) -> list[str]:
+    """What the dimensions of an input are called."""
+    shapes = (dict(enumerate(dims)),)
+    example = (randn(*(8 + index for index in range(len(dims)))),)
+    (value,) = import_model(Call(lambda x: x + 1), example, dynamic_shapes=(shapes,)).inputs
+    return [str(item) for item in value.type.shape]
+
+
+def test_users_names_are_kept() -> None:
+    assert named(Dim("batch"), Dim("length", max=64)) == ["batch", "length"]
+    # The part that is named, of what is derived from it.
+    assert named(2 * Dim("half"), Dim("rows")) == ["2*half", "rows"]
+    # s0 is for those without a name, and not for two.
+    assert named(Dim.AUTO, Dim("batch"), Dim.DYNAMIC) == ["s0", "batch", "s1"]
+    assert named(Dim.AUTO, Dim("s0"), Dim.AUTO) == ["s1", "s0", "s2"]
+
+
+def test_names_that_the_text_form_cannot_write() -> None:
+    """Words of Python and of the grammar, and letters beyond ASCII."""
+    shown = named(Dim("class"), Dim("max"), Dim("größe"), Dim("gr__e"))
+    assert shown == ["class_", "max_", "gr__e", "gr__e_1"]
+    assert [str(parse_dim(name)) for name in shown] == shown
+
+
+def test_a_name_for_a_part_that_the_user_did_not_name() -> None:
+    """Where torch or the model makes a dimension a multiple of something, the name of the whole is not the part's."""
+    names = DimensionNames([])
+    whole, other = sympy.Symbol("s77"), sympy.Symbol("s27")
+    names._given = {whole: "batch", other: "batch_over_4"}
+    assert [names.name(other), names.name(whole, 4)] == ["batch_over_4", "batch_over_4_1"]
+
+
+def test_programs_from_files_have_no_names(tmp_path: Path) -> None:
+    """torch.export.save does not keep them; a program that was exported in this process has them."""
+    shapes = (({0: Dim("batch", max=9)},),)
+    program = torch.export.export(Call(lambda x: x + 1), (randn(4, 3),), dynamic_shapes=shapes)
+    assert str(import_model(program).inputs[0].type) == "f32[batch, 3]"
+    torch.export.save(program, tmp_path / "m.pt2")
+    graph = import_model(tmp_path / "m.pt2")
+    assert str(graph.inputs[0].type) == "f32[s0, 3]"
+    assert graph.dimensions == {"s0": DimRange(1, 9)}
 
 
 def test_a_dimension_that_the_model_fixes() -> None:

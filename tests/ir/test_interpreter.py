@@ -98,13 +98,22 @@ BAD: list[tuple[Graph, list[object], str]] = [
     (graph_of((S0,), (S0,)), [torch.zeros(3), torch.zeros(4)], "input 'x1' .* dimension 0 is 4, not s0 = 3"),
     (graph_of((2 * S0,)), [torch.zeros(3)], "dimension 0 is 3, which is 2\\*s0 for no integer"),
     (graph_of((S0, 2 * S0)), [torch.zeros(3, 5)], "dimension 1 is 5, not 2\\*s0 = 6"),
-    (graph_of((S0,), dimensions={"s0": DimRange(2, 8)}), [torch.zeros(9)], "s0 is 9, allowed is 2..8"),
+    (
+        graph_of((S0,), dimensions={"s0": DimRange(2, 8)}),
+        [torch.zeros(9)],
+        "input 'x0': dimension 0 \\(s0\\) is 9, allowed are 2..8$",
+    ),
     (
         graph_of((S0,), dimensions={"s0": DimRange(8, None, 8)}),
         [torch.zeros(12)],
-        "s0 is 12, allowed is 8..inf step 8",
+        "dimension 0 \\(s0\\) is 12, allowed are 8 and more in steps of 8$",
     ),
-    (graph_of((S0,), dimensions={"s0": DimRange()}), [torch.zeros(0)], "s0 is 0, allowed is 1..inf"),
+    (graph_of((S0,), dimensions={"s0": DimRange()}), [torch.zeros(0)], "is 0, allowed are 1 and more$"),
+    (
+        graph_of((2 * S0,), dimensions={"s0": DimRange(1, 4)}),
+        [torch.zeros(10)],
+        "input 'x0': dimension 0 \\(2\\*s0\\) is 10 and so s0 is 5, allowed are 1..4$",
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,12 @@ def output_structure(value: Any) -> Any:
     return build(value, lambda leaf: leaf == "t")[0]
 
 
-def compile_library(module: Any, path: Path) -> Path:
+def compile_library(module: Any, path: Path, objects: Sequence[Path] = ()) -> Path:
+    """The module as a library, into which `objects` are linked too."""
     import tvm
 
     target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
-    tvm.compile(_parallel(module), target=target).export_library(str(path))
+    tvm.compile(_parallel(module), target=target).export_library(str(path), addons=[str(item) for item in objects])
     return path
 
 
@@ -105,9 +106,8 @@ def build_main(inputs: Mapping[str, tuple[tuple[Any, ...], str]], body: Callable
     return builder.get()
 
 
-@pytest.fixture(scope="session")
-def affine(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """{"y": where(mask, x, 0) @ w + b, "rest": (not mask, None)}; x and mask have s0 rows, 2..64 and even."""
+def affine_module() -> Any:
+    """What the fixture `affine` is compiled from."""
     from tvm import relax
 
     def body(builder: Any, x: Any, mask: Any, w: Any, b: Any) -> list[Any]:
@@ -115,7 +115,7 @@ def affine(tmp_path_factory: pytest.TempPathFactory) -> Model:
         product = builder.emit(relax.op.matmul(kept, w))
         return [builder.emit(relax.op.add(product, b)), builder.emit(relax.op.logical_not(mask))]
 
-    module = build_main(
+    return build_main(
         {
             "x": (("s0", 8), "float32"),
             "mask": (("s0", 8), "bool"),
@@ -124,6 +124,11 @@ def affine(tmp_path_factory: pytest.TempPathFactory) -> Model:
         },
         body,
     )
+
+
+@pytest.fixture(scope="session")
+def affine(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """{"y": where(mask, x, 0) @ w + b, "rest": (not mask, None)}; x and mask have s0 rows, 2..64 and even."""
     generator = np.random.default_rng(1)
     weights = {"b": generator.normal(size=4).astype("f4"), "w": generator.normal(size=(8, 4)).astype("f4")}
     manifest = Manifest(
@@ -137,7 +142,8 @@ def affine(tmp_path_factory: pytest.TempPathFactory) -> Model:
         dimensions={"s0": Dimension(2, 64, 2)},
         versions={"whet": "0.1.0", "tvm": "0.27.0"},
     )
-    return Model(compile_library(module, tmp_path_factory.mktemp("affine") / "lib.so"), manifest, weights)
+    library = compile_library(affine_module(), tmp_path_factory.mktemp("affine") / "lib.so")
+    return Model(library, manifest, weights)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -98,12 +98,26 @@ def shown_encryption(found: Verification) -> str:
     return f"with {found.encrypted_with}, {checked}"
 
 
-def check_keys(sign: Path | None, encrypt: Path | None) -> None:
-    """Raise BundleKeyError for what is no key: before the minutes that a compilation takes, not after."""
-    if sign is not None:
-        read_signing_key(sign)
-    if encrypt is not None:
-        read_secret_key(encrypt)
+@dataclass(frozen=True)
+class Sealing:
+    """What --sign and --encrypt ask for: the files of the keys that a bundle is written with."""
+
+    sign: Path | None
+    encrypt: Path | None
+
+    @classmethod
+    def checked(cls, sign: Path | None, encrypt: Path | None) -> Sealing:
+        """Raise BundleKeyError for what is no key: before the minutes that a compilation takes, not after."""
+        if sign is not None:
+            read_signing_key(sign)
+        if encrypt is not None:
+            read_secret_key(encrypt)
+        return cls(sign, encrypt)
+
+    @property
+    def asked(self) -> bool:
+        """Whether either was given."""
+        return self.sign is not None or self.encrypt is not None
 
 
 def check_for_board(bundle: Path, trust: Sequence[Path] | None, key: Path | None) -> None:

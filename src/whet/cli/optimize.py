@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whet.cli import models
-from whet.cli.keys import Encrypt, Sign, check_keys
+from whet.cli.keys import Encrypt, Sealing, Sign
 from whet.cli.output import Json, console, print_json
+from whet.errors import InputError
 
 if TYPE_CHECKING:
     from whet.backends.base import CompiledModule, Report
@@ -48,19 +49,14 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Compress and compile a model, and write the bundle that `whet run` and whet.load run on the device."""
-    check_keys(sign, encrypt)
+    sealing = Sealing.checked(sign, encrypt)
     given = {"calibration": calibration, "train": train, "evaluate": evaluate, "objective": objective, "seed": seed}
     compiled = [
         # models and generators are made anew: a pass may train one, and data is used up
         _optimize(_arguments(model, passes, given), name, backend=backend, dump=dump)
         for name in target or ("x86",)
     ]
-    if len(compiled) == 1:
-        compiled[0].save(out, sign=sign, encrypt=encrypt)
-    else:
-        import whet
-
-        whet.save_fat(out, compiled, sign=sign, encrypt=encrypt)
+    _save(compiled, out, sealing)
     _report(compiled, out, as_json)
 
 
@@ -80,6 +76,8 @@ def tune(
         str | None, typer.Option(metavar="rpc://HOST:PORT", help="Measure on all boards of this tracker.")
     ] = None,
     seed: Seed = None,
+    sign: Sign = None,
+    encrypt: Encrypt = None,
     as_json: Json = False,
 ) -> None:
     """Search for faster kernels on the device; what is found serves every later `whet optimize` for it.
@@ -89,12 +87,15 @@ def tune(
     from whet.backends.tuning import Tuning
     from whet.remote import Device
 
+    sealing = Sealing.checked(sign, encrypt)
+    if out is None and sealing.asked:
+        raise InputError("--sign and --encrypt are for the bundle that --out names: give --out FILE")
     arguments = _arguments(model, passes, {"seed": seed})
     boards = [Device(url) for url in device or ()] + (Device.tracked(tracker) if tracker else [])
     tuning = Tuning(trials=trials, time_limit=time_limit, patience=patience, database=database, runner=boards or None)
     compiled = _optimize(arguments, target, tuning=tuning)
     if out is not None:
-        compiled.save(out)
+        _save([compiled], out, sealing)
     _report([compiled], out, as_json)
 
 
@@ -119,6 +120,16 @@ def _optimize(arguments: dict[str, Any], target: str, **more: Any) -> CompiledMo
 
     model = arguments.pop("model")
     return whet.optimize(model, target, **arguments, **more)
+
+
+def _save(compiled: Sequence[CompiledModule], out: Path, sealing: Sealing) -> None:
+    """One bundle, fat where there are several modules."""
+    if len(compiled) == 1:
+        compiled[0].save(out, sign=sealing.sign, encrypt=sealing.encrypt)
+        return
+    import whet
+
+    whet.save_fat(out, compiled, sign=sealing.sign, encrypt=sealing.encrypt)
 
 
 def _report(compiled: Sequence[CompiledModule], out: Path | None, as_json: bool) -> None:

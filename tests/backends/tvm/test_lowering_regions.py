@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.backends.tvm.one_op import TOLERANCES, relative_error, run
-from whet.ir import Builder, DType, Graph, Interpreter, TensorType
+from whet.backends.tvm.emit import express, kernel_regions
+from whet.ir import Builder, DimRange, DType, Graph, Interpreter, TensorType
 from whet.ir.dimensions import symbol
 from whet.ir.graph import StateSlot, Value
+from whet.ir.target import get_target
 
 F32 = DType.F32
 Build = Callable[[Builder], Sequence[Value]]
@@ -245,3 +247,16 @@ def test_quantized_chain_is_one_exact_kernel(quantized: bool) -> None:
     (out,), (ref,), kernels = compiled(build, feeds)
     assert torch.equal(out, ref)
     assert kernels == 1
+
+
+@pytest.mark.parametrize("names", [("batch", "length"), ("new", "int")])
+def test_what_users_call_dimensions_is_not_in_kernels(names: tuple[str, str]) -> None:
+    """The same code whatever they are called: a name may be a word of the language that a kernel is printed in."""
+    graph = Graph(dimensions={name: DimRange() for name in names})
+    builder = Builder(graph)
+    graph.outputs = [builder.relu(builder.input("x", TensorType(tuple(map(symbol, names)), F32)))]
+    (region,) = kernel_regions(graph, get_target("x86"))
+    expressed = express(region, get_target("x86"))
+    assert {name: str(item) for name, item in expressed.context.symbols.items()} == dict(
+        zip(sorted(names), ("s0", "s1"), strict=True)
+    )

@@ -234,10 +234,10 @@ def test_symbolic_dimensions_are_refused_with_the_way_out(tmp_path: Path) -> Non
     x = torch.randn(2, 6)
     batch = {0: torch.export.Dim("batch", max=8)}
     compiled = whet.optimize(nn.Linear(6, 4).eval(), "x86", example_inputs=(x,), dynamic_shapes=(batch,))
-    with pytest.raises(BackendError, match=r's0 \(1\.\.8.*\), of %input.*\n.*BindDimensions\({"s0": \.\.\.}\)'):
+    with pytest.raises(BackendError, match=r'batch \(1\.\.8.*\), of %input.*\n.*BindDimensions\({"batch": \.\.\.}\)'):
         compiled.export_c(tmp_path / "never")
     assert not list(tmp_path.iterdir())
-    bound = [BindDimensions({"s0": 2})]
+    bound = [BindDimensions({"batch": 2})]
     compiled = whet.optimize(nn.Linear(6, 4).eval(), "x86", example_inputs=(x,), dynamic_shapes=(batch,), passes=bound)
     agrees(compiled, tmp_path, [(x,)])
 
