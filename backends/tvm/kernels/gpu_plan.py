@@ -49,8 +49,10 @@ WARP_TILES: Final = (
     BlockTile(64, 16, 64, (4, 1)),
     BlockTile(16, 64, 64, (1, 4)),
     BlockTile(32, 32, 64, (2, 2)),
+    BlockTile(16, 32, 64, (1, 2)),
+    BlockTile(16, 16, 64, (1, 1)),
 )
-"""For tensor cores: each warp has a part of whole 16 x 16 steps."""
+"""For tensor cores: each warp has a part of whole 16 x 16 steps. The last one fits every product."""
 THREAD_TILES: Final = (
     BlockTile(128, 128, 32, (16, 16)),
     BlockTile(64, 64, 64, (16, 16)),
@@ -82,6 +84,7 @@ class Product:
         activation, weight, accumulator: TVM's types of the operands and the sums.
         runs: how many elements of a, and of b, lie side by side in memory along the contracted dimension, at least;
             0: all of them.
+        grouped: whether groups and columns are one dimension of the result, which whole tiles must then fill.
         by_lines: whether neighbours in memory are elements of neighbouring rows of a, and columns of b, instead.
     """
 
@@ -94,6 +97,7 @@ class Product:
     accumulator: str
     runs: tuple[int, int]
     by_lines: tuple[bool, bool] = (False, False)
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def _tensor_core(target: Any, product: Product) -> _Found | str:
     assert inner is not None
     if inner < instruction.depth // 2:
         return f"sums of {inner} products are shorter than an instruction"
-    return _best(WARP_TILES, product), instruction, 1
+    tiles = [tile for tile in _fitting(WARP_TILES, product) if _all_work(tile, product)]
+    return (_best(tiles, product), instruction, 1) if tiles else _no_tile(product)
 
 
 def _thread_tiles(target: Any, product: Product) -> _Found | str:
@@ -178,10 +183,26 @@ def _thread_tiles(target: Any, product: Product) -> _Found | str:
     if inner < 2 * GROUP:
         return f"sums of {inner} products are too short for shared memory"
     grouped = GROUP if has_dp4a(product.activation, product.weight) else 1
-    return _best(THREAD_TILES, product), None, grouped
+    tiles = _fitting(THREAD_TILES, product)
+    return (_best(tiles, product), None, grouped) if tiles else _no_tile(product)
 
 
 _PLANS = (("tensor_core", _tensor_core), ("thread_tiles", _thread_tiles))
+
+
+def _fitting(tiles: Sequence[BlockTile], product: Product) -> list[BlockTile]:
+    """The tiles that may be cut: where a column is a remainder by a group's columns, TVM cannot tell cut ones apart."""
+    return [tile for tile in tiles if not product.grouped or (extent(product.columns) or 1) % tile.columns == 0]
+
+
+def _no_tile(product: Product) -> str:
+    return f"{product.columns} columns of each group fill no whole tiles"
+
+
+def _all_work(tile: BlockTile, product: Product) -> bool:
+    """Whether a product of one block leaves no warp without any sum: TVM cannot write what such a warp leaves out."""
+    sizes = ((product.rows, tile.rows, tile.across[0]), (product.columns, tile.columns, tile.across[1]))
+    return all((extent(size) or step) > step - step // warps for size, step, warps in sizes)
 
 
 def _best(tiles: Sequence[BlockTile], product: Product) -> BlockTile:

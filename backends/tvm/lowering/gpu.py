@@ -340,6 +340,7 @@ def _conv(c: LoweringContext, operation: Operation) -> te.Tensor:
         _accumulator(operation),
         (int(per_group) if known and last else 1, 0 if weight_value.constant is not None else 1),
         (not last, False),
+        groups > 1,
     )
     plan = None if _shifted(operation) else _planned(c, operation, product)
     if plan is None:

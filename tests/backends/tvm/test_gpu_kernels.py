@@ -75,6 +75,7 @@ PRODUCTS: Final[dict[str, tuple[Sample, tuple[int, ...], str]]] = {
         "tensor_core",
     ),
     "groups, uneven padding": (conv((1, 8, 8, 32), 32, 3, groups=2, padding=((2, 0), (0, 1))), BOTH, "tensor_core"),
+    "groups of few columns": (conv((1, 8, 8, 32), 40, 3, groups=4), BOTH, "stages"),
     "three channels": (conv((1, 15, 15, 3), 24, 3, stride=(2, 2)), BOTH, "tensor_core"),
     "signed bytes": (linear_integer(I8, 33, 100, 40, -7), BOTH, "tensor_core"),
     "unsigned bytes": (linear_integer(U8, 33, 96, 40, 0), BOTH, "tensor_core"),

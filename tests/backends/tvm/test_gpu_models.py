@@ -53,11 +53,12 @@ def tokens(_: torch.dtype) -> tuple[Tensor, ...]:
     return torch.randint(0, 50, (2, 9)), mask
 
 
-MODELS: dict[str, tuple[type[nn.Module], Any]] = {
-    "mobile": (MobileLike, picture),
-    "residual": (ResidualConvs, picture),
-    "attention": (Encoder, tokens),
+MODELS: dict[str, tuple[type[nn.Module], Any, int]] = {
+    "mobile": (MobileLike, picture, 3),
+    "residual": (ResidualConvs, picture, 2),
+    "attention": (Encoder, tokens, 3),
 }
+"""Name -> model, its inputs, and how many kernels go to tensor cores at least."""
 
 
 def check(graph: Any, inputs: Sequence[Tensor], architecture: str, tolerance: float) -> Counter[str]:
@@ -72,10 +73,10 @@ def check(graph: Any, inputs: Sequence[Tensor], architecture: str, tolerance: fl
 
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision(name: str) -> None:
-    model, inputs = MODELS[name]
+    model, inputs, fewest = MODELS[name]
     graph = import_model(seeded(model()).half(), inputs(torch.float16))
     rules = check(graph, inputs(torch.float16), "sm_80", TOLERANCES[torch.float16])
-    assert rules["tensor_core"] >= 3
+    assert rules["tensor_core"] >= fewest
     assert not any(rule.startswith("dlight") for rule in rules), "one of TVM's own rules took a kernel"
 
 

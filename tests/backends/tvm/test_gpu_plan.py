@@ -56,6 +56,7 @@ def test_why_not_tensor_cores(product: Product, architecture: str, reason: str) 
     ("product", "reason"),
     [
         (replace(HALF, rows=1), "1 rows are too few for a tile"),
+        (replace(HALF, columns=40, groups=4, grouped=True), "40 columns of each group fill no whole tiles"),
         (replace(HALF, columns=4), "4 columns are too few for a tile"),
         (replace(SINGLE, inner=4), "sums of 4 products are too short for shared memory"),
     ],
@@ -70,6 +71,13 @@ def test_large_products_get_large_tiles_and_small_ones_many_blocks() -> None:
     large, small = plan(replace(HALF, rows=8192, columns=4096)).tile, plan(replace(HALF, rows=64, columns=64)).tile
     assert (large.rows, large.columns) == (128, 128)
     assert small.rows * small.columns < 64 * 64
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (8, 40), (20, 10), (100, 10), (40, 24)])
+def test_every_warp_has_sums(rows: int, columns: int) -> None:
+    tile = plan(replace(HALF, rows=rows, columns=columns)).tile
+    assert rows > tile.rows - tile.rows // tile.across[0]
+    assert columns > tile.columns - tile.columns // tile.across[1]
 
 
 def test_runs_bound_vectors() -> None:
