@@ -14,7 +14,7 @@ from tvm import relax
 from whet.backends.base import CompiledModule, KernelInfo, Report
 from whet.backends.manifest import make_manifest, state_weights, target_spec, to_raw
 from whet.backends.tuning import Tuning, TuningReport
-from whet.backends.tvm.build_options import PASS_OPTIONS
+from whet.backends.tvm.build_options import OPTIONS_BY_KIND
 from whet.backends.tvm.calls import describe_calls
 from whet.backends.tvm.cuda import schedule_cuda
 from whet.backends.tvm.emit import EmittedModule, Schedule, emit
@@ -141,7 +141,7 @@ def build(module: tvm.IRModule, target: Target, instruments: Sequence[Any] = ())
     message.
     """
     described = tvm_target(target)
-    options = tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS, instruments=list(instruments))
+    options = tvm.transform.PassContext(opt_level=3, config=OPTIONS_BY_KIND[target.kind], instruments=list(instruments))
     try:
         with compiling_for(target), described, options:
             return relax.build(module, target=described, relax_pipeline=_relax_pipeline(), tir_pipeline=PIPELINE)

@@ -1,13 +1,15 @@
-"""Default schedules for CUDA: dlight's rules in order, and one thread for what none of them takes."""
+"""Schedules for CUDA: Whet's rules, then TVM's (dlight) for what none of them takes."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
-import tvm
 from tvm import tirx
 
+from whet.backends.tvm.kernels.roles import DECLINED
+from whet.backends.tvm.schedule.gpu.rules import can_be_lowered, schedule_gpu
+from whet.backends.tvm.schedule.rules import SCHEDULE_ATTRIBUTE
 from whet.backends.tvm.targets import tvm_target
 from whet.errors import BackendError
 from whet.ir.target import Target
@@ -24,6 +26,9 @@ def _rules() -> tuple[Any, ...]:
 def schedule_cuda(function: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     """The function with its loops bound to blocks and threads. Raises BackendError where no rule takes it."""
     described = tvm_target(target)
+    own, name, declined = schedule_gpu(function, target)
+    if own is not None:
+        return own.with_attr({"tirx.is_scheduled": True, SCHEDULE_ATTRIBUTE: name, DECLINED: list(declined)})
     with described:
         for rule in _rules():
             scheduled = rule.apply(function, described, False)
@@ -31,22 +36,7 @@ def schedule_cuda(function: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
                 continue
             first = scheduled[0] if isinstance(scheduled, (list, tuple)) else scheduled
             result = first.mod["main"]
-            if _can_be_lowered(result, described):
-                name = type(rule).__name__.lower()
-                return result.with_attr({"tirx.is_scheduled": True, "whet.schedule": name})
+            if can_be_lowered(result, target):
+                name = f"dlight_{type(rule).__name__.lower()}"
+                return result.with_attr({"tirx.is_scheduled": True, SCHEDULE_ATTRIBUTE: name, DECLINED: list(declined)})
     raise BackendError(f"no schedule for {target.name} takes this kernel:\n{function.script()}")
-
-
-def _can_be_lowered(function: tirx.PrimFunc, described: tvm.target.Target) -> bool:
-    """Whether threads can share the function's reductions: dlight's rules do not ask what is reduced.
-
-    A maximum that keeps NaN, or the index of one, is a reduction that TVM can only do in one thread.
-    """
-    module = tvm.IRModule({"main": function.with_attr({"target": described, "global_symbol": "main"})})
-    try:
-        tvm.s_tir.transform.LowerCrossThreadReduction()(module)
-    except Exception as error:
-        if "No matched reducer" not in str(error):
-            raise
-        return False
-    return True

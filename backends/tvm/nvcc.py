@@ -16,7 +16,7 @@ from whet.ir.target import Target
 from whet.runtime.device_code import as_text
 
 # TVM gives it the source of a module and keeps what it returns.
-_CALLBACK = "tvm_callback_cuda_postproc"
+CALLBACK = "tvm_callback_cuda_postproc"
 
 
 @contextmanager
@@ -33,11 +33,11 @@ def compiling_for(target: Target) -> Iterator[None]:
             f"{target.name}: nvcc is not on the PATH. Install the CUDA toolkit (no GPU is needed to compile), or "
             "compile for a CPU target"
         )
-    tvm_ffi.register_global_func(_CALLBACK, lambda code, _: as_text(device_code(code, target)), override=True)
+    tvm_ffi.register_global_func(CALLBACK, lambda code, _: as_text(device_code(code, target)), override=True)
     try:
         yield
     finally:
-        tvm_ffi.remove_global_func(_CALLBACK)
+        tvm_ffi.remove_global_func(CALLBACK)
 
 
 def device_code(source: str, target: Target) -> bytes:

@@ -76,8 +76,26 @@ def _over_bodies(kind: type, change: Callable[[Any], Any]) -> tvm.transform.Pass
     return tirx.transform.prim_func_pass(run, opt_level=0, name="whet.StackBuffers")
 
 
+def device_passes() -> tvm.transform.Pass:
+    """What is done to the code of a device, with every matrix that a warp's threads share.
+
+    TVM's pass gives each thread its part of one such buffer a run, and leaves the others at the size of all threads.
+    """
+    shared = tirx.transform.LowerWarpMemory()
+
+    def share(module: tvm.IRModule, context: Any) -> tvm.IRModule:
+        while True:
+            lowered = shared(module)
+            if tvm_ffi.structural_equal(lowered, module):
+                return lowered
+            module = lowered
+
+    everywhere = tvm.transform.module_pass(share, opt_level=0, name="whet.LowerWarpMemory")
+    return tvm.ir.transform.Sequential([everywhere, finalize_device_passes()])
+
+
 def _pipeline() -> tuple[Any, Any, Any]:
-    return default_s_tir_pipeline()[0], host_passes, finalize_device_passes
+    return default_s_tir_pipeline()[0], host_passes, device_passes
 
 
 # TVM takes its own pipelines by name only.

@@ -15,6 +15,12 @@
   `INTRINSIC` names the tensor intrinsic of that instruction.
 - A depthwise anchor (`KIND` is `DEPTHWISE`) iterates over `[batch, *spatial, channel, *kernel]`; `ROWS`,
   `BLOCK` and `INTRINSIC` as above.
+- A product for GPUs (`KIND` is `TENSOR_CORE` or `THREAD_TILES`) iterates over `[group, row, column, k]`, all but the
+  groups padded to whole tiles. It reads two `OPERAND` stages, whose `VECTOR` says how many elements along k a thread
+  copies at once, and `BY_LINES` whether neighbours in memory lie across k instead. `TILE` is [rows, columns, depth]
+  of a block, `ACROSS` how many warps (threads) share its rows and columns, `TYPES` are those of the operands, `DOT` as
+  above, `ASYNCHRONOUS` says whether copies may overlap with arithmetic (they fill in zeros only), and `DECLINED` is
+  the plans that did not fit, with their reasons.
 """
 
 from __future__ import annotations
@@ -29,14 +35,24 @@ BLOCK = "whet.block"
 FLATTENED = "whet.flattened"
 DOT = "whet.dot"
 INTRINSIC = "whet.intrinsic"
+TILE = "whet.tile"
+ACROSS = "whet.across"
+TYPES = "whet.types"
+VECTOR = "whet.vector"
+BY_LINES = "whet.by_lines"
+ASYNCHRONOUS = "whet.asynchronous"
+DECLINED = "whet.declined"
 
 ANCHOR = "anchor"
 STAGE = "stage"
+OPERAND = "operand"
 
 CONTRACTION = "contraction"
 DEPTHWISE = "depthwise"
+TENSOR_CORE = "tensor_core"
+THREAD_TILES = "thread_tiles"
 
-Attributes = dict[str, str | int | list[int]]
+Attributes = dict[str, str | int | list[int] | list[str]]
 
 
 def stage(folded: bool = False) -> Attributes:
@@ -67,3 +83,30 @@ def depthwise(rows: Sequence[int], block: int, intrinsic: str | None = None) -> 
     if intrinsic is not None:
         attributes[INTRINSIC] = intrinsic
     return attributes
+
+
+def operand(vector: int, by_lines: bool) -> Attributes:
+    """Annotations of a product's operand, of which a thread copies `vector` elements at once."""
+    return {ROLE: OPERAND, VECTOR: vector, BY_LINES: int(by_lines)}
+
+
+def gpu_product(
+    kind: str,
+    tile: Sequence[int],
+    across: Sequence[int],
+    types: Sequence[str],
+    dot: int,
+    asynchronous: bool,
+    declined: Sequence[str],
+) -> Attributes:
+    """Annotations of a product for GPUs (see the module's text for the meaning of each)."""
+    return {
+        ROLE: ANCHOR,
+        KIND: kind,
+        TILE: list(tile),
+        ACROSS: list(across),
+        TYPES: list(types),
+        DOT: dot,
+        ASYNCHRONOUS: int(asynchronous),
+        DECLINED: list(declined),
+    }

@@ -35,7 +35,7 @@ def schedule_elementwise(sch: Schedule, block: BlockHandle, target: CpuTarget) -
     if not loops:
         return
     width = vector_width(sch, block, target)
-    if len(loops) > 1 and _is_flat(sch, block):
+    if len(loops) > 1 and is_flat(sch, block):
         loops = [sch.fuse(*loops)]
     work = static_product([loop_extent(sch, loop) for loop in loops])
     outer, inner = loops[:-1], loops[-1]
@@ -103,7 +103,7 @@ def vector_width(sch: Schedule, block: BlockHandle, target: CpuTarget) -> int:
     return max(1, min((lanes(target, dtype) for dtype in dtypes), default=1))
 
 
-def _is_flat(sch: Schedule, block: BlockHandle) -> bool:
+def is_flat(sch: Schedule, block: BlockHandle) -> bool:
     """Whether all buffers have one and the same static shape and are read where they are written."""
     statement = sch.get(block)
     regions = (*statement.reads, *statement.writes)

@@ -13,6 +13,7 @@ from whet.backends.tvm.schedule.contraction import Contraction
 from whet.backends.tvm.schedule.depthwise import Depthwise
 from whet.backends.tvm.schedule.fallback import Fallback
 from whet.backends.tvm.schedule.matrix import with_runs
+from whet.backends.tvm.schedule.names import with_unique_names
 from whet.backends.tvm.schedule.rows import Rows
 from whet.backends.tvm.schedule.rule import Rule
 from whet.backends.tvm.schedule.stages import Stages
@@ -35,7 +36,7 @@ def schedule_cpu(func: tirx.PrimFunc, target: CpuTarget, rules: tuple[Rule, ...]
     """
     # An expression used twice binds its names twice, and a function with such bindings cannot be scheduled at all.
     # Inlining makes more of them, which cannot be compiled where they are read at different places.
-    unique = _with_unique_names(with_vector_forms(func))
+    unique = with_unique_names(with_vector_forms(func))
     for rule in rules:
         try:
             sch = rule.apply(unique, target)
@@ -43,10 +44,5 @@ def schedule_cpu(func: tirx.PrimFunc, target: CpuTarget, rules: tuple[Rule, ...]
             _log.debug("rule %s declines: %s", rule.name, reason)
             continue
         if sch is not None:
-            return _with_unique_names(with_runs(sch.mod["main"])).with_attr(SCHEDULE_ATTRIBUTE, rule.name)
+            return with_unique_names(with_runs(sch.mod["main"])).with_attr(SCHEDULE_ATTRIBUTE, rule.name)
     return unique.with_attr(SCHEDULE_ATTRIBUTE, "none")
-
-
-def _with_unique_names(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    (unique,) = tirx.transform.ConvertSSA()(tvm.IRModule.from_expr(func)).functions.values()
-    return unique

@@ -1,0 +1,1 @@
+"""Schedules for GPUs: an ordered list of rules that may decline, one thread an element last."""
