@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import whet
-from tests.e2e.networks import Encoder, ResidualConvs, seeded
+from tests.e2e.networks import Encoder, ResidualConvs, relative_error, seeded
 from whet.backends.tvm.schedule.gpu.rules import GPU_RULES
 from whet.passes import QuantizeStatic
 from whet.runtime.bundle import read_manifest
@@ -56,3 +56,18 @@ def _check_bundle(compiled: whet.CompiledModule, architecture: str, path: Path) 
     assert code.startswith(FAT_BINARY)
     assert b"__global__" not in library, "source was stored in the place of machine code"
     assert b"\x7fELF" in code
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no NVIDIA GPU, or no PyTorch with CUDA: nothing can run here"
+)
+@pytest.mark.parametrize("precision", ["f16", "f32"])
+def test_on_a_gpu(precision: str) -> None:
+    """What the GPU computes is what PyTorch computes on the processor."""
+    major, minor = torch.cuda.get_device_capability()
+    model, x = seeded(ResidualConvs()), torch.randn(1, 3, 33, 33)
+    expected = model(x)
+    if precision == "f16":
+        model, x = model.half(), x.half()
+    actual = torch.as_tensor(whet.optimize(model, f"cuda:sm_{major}{minor}", example_inputs=(x,))(x))
+    assert relative_error(actual.float(), expected) <= {"f16": 1e-2, "f32": 1e-4}[precision]

@@ -39,7 +39,7 @@ def dp4a(activation: str, weight: str) -> str:
     def call(a: Any, b: Any, c: Any) -> Any:
         return cuda_func_call(name, T.address_of(a), T.address_of(b), c, source_code=source, return_type="int32")
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def description(a_handle: T.handle, b_handle: T.handle, c_handle: T.handle) -> None:
         a = T.match_buffer(a_handle, (4,), activation, align=4, offset_factor=4, scope="local")
         b = T.match_buffer(b_handle, (4,), weight, align=4, offset_factor=4, scope="local")
@@ -52,7 +52,7 @@ def dp4a(activation: str, weight: str) -> str:
                     vk = T.axis.remap("R", [k])
                     c[0] = c[0] + T.cast(a[vk], "int32") * T.cast(b[vk], "int32")
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def implementation(a_handle: T.handle, b_handle: T.handle, c_handle: T.handle) -> None:
         a = T.match_buffer(a_handle, (4,), activation, align=4, offset_factor=4, scope="local")
         b = T.match_buffer(b_handle, (4,), weight, align=4, offset_factor=4, scope="local")

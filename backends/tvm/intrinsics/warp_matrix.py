@@ -166,7 +166,7 @@ def _load(instruction: WarpInstruction, operand: int) -> tuple[Any, Any]:
     dtype = (instruction.activation, instruction.weight)[operand]
     place, address = _OPERANDS[operand]
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def description(warp_handle: T.handle, shared_handle: T.handle) -> None:
         shared = T.match_buffer(shared_handle, (16, depth), dtype, align=64, offset_factor=depth // 2, scope="shared")
         warp = T.match_buffer(warp_handle, (32, held), dtype, align=64, offset_factor=held, scope="warp")
@@ -181,7 +181,7 @@ def _load(instruction: WarpInstruction, operand: int) -> tuple[Any, Any]:
                     T.writes(warp[lane, local])
                     warp[lane, local] = shared[vi, vk]
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def implementation(warp_handle: T.handle, shared_handle: T.handle) -> None:
         s0 = T.int32()
         s1 = T.int32()
@@ -215,7 +215,7 @@ def _multiply(instruction: WarpInstruction, steps: Steps) -> tuple[Any, Any]:
     a_type, b_type, sum_type = instruction.types
     shape, count, registers, each = steps.shape, steps.count, steps.registers, depth // 8
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def description(a_handle: T.handle, b_handle: T.handle, c_handle: T.handle) -> None:
         a = T.match_buffer(a_handle, (32, held), activation, align=64, offset_factor=held, scope="warp")
         b = T.match_buffer(b_handle, (32, held), weight, align=64, offset_factor=held, scope="warp")
@@ -235,7 +235,7 @@ def _multiply(instruction: WarpInstruction, steps: Steps) -> tuple[Any, Any]:
                         b[b_lane, b_local], sums
                     )
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def implementation(a_handle: T.handle, b_handle: T.handle, c_handle: T.handle) -> None:
         a = T.match_buffer(a_handle, (32, held), activation, align=64, offset_factor=held, scope="warp")
         b = T.match_buffer(b_handle, (32, held), weight, align=64, offset_factor=held, scope="warp")

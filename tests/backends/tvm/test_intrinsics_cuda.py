@@ -29,7 +29,7 @@ POINTWISE = {**CONV, "padding": ((0, 0), (0, 0))}
 SAMPLES = {
     "linear": Sample("linear_integer", (zeros("u8", 64, 256), zeros("i8", 64, 256)), {"x_zero_point": 7}),
     "pointwise": Sample(
-        "conv_integer", (zeros("i8", 1, 14, 14, 64), zeros("i8", 128, 64, 1, 1)), {**POINTWISE, "x_zero_point": -5}
+        "conv_integer", (zeros("i8", 1, 14, 14, 128), zeros("i8", 128, 128, 1, 1)), {**POINTWISE, "x_zero_point": -5}
     ),
     "convolution": Sample(
         "conv_integer", (zeros("u8", 1, 14, 14, 64), zeros("i8", 128, 64, 3, 3)), {**CONV, "x_zero_point": 0}
