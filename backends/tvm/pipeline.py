@@ -51,10 +51,10 @@ def host_passes() -> tvm.transform.Pass:
 
     return tvm.ir.transform.Sequential(
         [
-            _over_bodies(tirx.AttrStmt, with_prefetches),
-            _over_bodies(tirx.AllocBuffer, hide),
+            _over_bodies(tirx.AttrStmt, with_prefetches, "Prefetches"),
+            _over_bodies(tirx.AllocBuffer, hide, "HideStackBuffers"),
             tirx.transform.LowerTVMBuiltin(),
-            _over_bodies(tirx.Evaluate, restore),
+            _over_bodies(tirx.Evaluate, restore, "RestoreStackBuffers"),
             tirx.transform.LowerIntrin(),
         ]
     )
@@ -69,11 +69,11 @@ def _fits(buffer: Any) -> bool:
     return bool(0 < size <= STACK_BYTES)
 
 
-def _over_bodies(kind: type, change: Callable[[Any], Any]) -> tvm.transform.Pass:
+def _over_bodies(kind: type, change: Callable[[Any], Any], name: str) -> tvm.transform.Pass:
     def run(function: tirx.PrimFunc, module: tvm.IRModule, context: Any) -> tirx.PrimFunc:
         return function.with_body(tvm_ffi.structural_map(function.body, (kind, change)))
 
-    return tirx.transform.prim_func_pass(run, opt_level=0, name="whet.StackBuffers")
+    return tirx.transform.prim_func_pass(run, opt_level=0, name=f"whet.{name}")
 
 
 def device_passes() -> tvm.transform.Pass:

@@ -124,7 +124,7 @@ class Trainer:
 
     def _step(self, parallel: torch.nn.Module, batch: TrainingBatch, step: int) -> float:
         mine, part = self.processes.share(batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.precision == "bf16"):
+        with self._precision():
             loss = parallel(mine)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -140,6 +140,9 @@ class Trainer:
         with torch.no_grad():
             self.rule.after_step(self.objective.model)
         return value
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.options.precision == "bf16")
 
     def _average(self) -> None:
         """Take the weights of this epoch into their mean, where it is one of the last."""
@@ -159,7 +162,7 @@ class Trainer:
                 return
             for batch in itertools.islice(self.batches, _STATISTICS_BATCHES):
                 mine, _ = self.processes.share(self._augmented(batch))
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.options.precision == "bf16"):
+                with self._precision():
                     self.objective.model(*mine.inputs)
 
     def _augmented(self, batch: TrainingBatch) -> TrainingBatch:

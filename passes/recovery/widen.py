@@ -62,6 +62,9 @@ def widened(graph: Graph) -> Graph:
 
     Names stay, and `narrowed` cuts tensors to what they would be without.
     """
+    if not any(is_filter(value) and value.type.static_shape[0] % VECTOR for value in graph.constants):
+        # to couple the dimensions of a large model takes seconds
+        return graph
     coupling = Coupling(tie_graph(graph))
     values = {value.name: value for value in graph.values()}
     larger = {

@@ -44,11 +44,6 @@ def _count(sizes: Sequence[Any]) -> Any:
     return total
 
 
-def _int64(size: Any) -> Any:
-    known = extent(size)
-    return size if known is None else tirx.IntImm("int64", known)
-
-
 def _linear(c: LoweringContext, operation: Operation) -> te.Tensor:
     """Rows flattened to one dimension. A pointwise convolution is one too."""
     value = operation.operand(1)
@@ -91,9 +86,9 @@ def _shifted(operation: Operation) -> bool:
 
 
 def _corrections(c: LoweringContext, operation: Operation) -> list[te.Tensor]:
-    """What takes the zero point out of the sums: one integer a column."""
+    """What takes the zero point out of the sums: one integer a column, where the weight is a constant."""
     zero_point = operation.attributes.get("x_zero_point", 0)
-    if not zero_point:
+    if not zero_point or _shifted(operation):
         return []
     recipe = f"compensation[{zero_point},0]"
     return [c.packed(operation.operand(1), recipe, lambda tensor: compensation(tensor, zero_point))]
@@ -169,12 +164,8 @@ def _plain_linear(c: LoweringContext, operation: Operation) -> te.Tensor:
     rows: Any = tirx.IntImm("int64", 1)
     for size in lead:
         rows = rows * size
-    zero_point = operation.attributes.get("x_zero_point", 0)
-    correction = None
-    if zero_point and value.constant is not None:
-        recipe = f"compensation[{zero_point},0]"
-        correction = c.packed(value, recipe, lambda tensor: compensation(tensor, zero_point))
-    subtracted = zero_point if correction is None else 0
+    corrections = _corrections(c, operation)
+    subtracted = 0 if corrections else operation.attributes.get("x_zero_point", 0)
     working = _accumulator(operation)
     inner = te.reduce_axis((0, weight.shape[1]), name="k")
     taps = [0] * (len(weight.shape) - 2)
@@ -188,10 +179,7 @@ def _plain_linear(c: LoweringContext, operation: Operation) -> te.Tensor:
 
     def element(*index: Any) -> Any:
         row = flatten_index(index[:-1], lead) if lead else tirx.IntImm("int64", 0)
-        total = flat(row, index[-1])
-        if correction is not None:
-            total = total + correction(index[-1])
-        return _finished(c, operation, total, index[-1])
+        return _finished(c, operation, _corrected(flat(row, index[-1]), corrections, index[-1]), index[-1])
 
     return te.compute((*lead, weight.shape[0]), element, name=f"{operation.name}_end")
 

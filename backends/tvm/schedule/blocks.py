@@ -96,6 +96,11 @@ def loop_extent(sch: Schedule, loop: LoopHandle) -> int | None:
     return int(value) if isinstance(value, tirx.IntImm) else None
 
 
+def fused(sch: Schedule, loops: Sequence[LoopHandle]) -> LoopHandle:
+    """One loop out of one or several, which follow each other."""
+    return sch.fuse(*loops) if len(loops) > 1 else loops[0]
+
+
 def static_product(extents: Sequence[int | None]) -> int | None:
     """The product of extents, None as soon as one of them is symbolic."""
     product = 1

@@ -17,6 +17,7 @@ from whet.backends.tvm.schedule.blocks import (
     all_blocks,
     block_name,
     can_vectorize,
+    fused,
     is_elementwise,
     loop_extent,
     role,
@@ -51,7 +52,7 @@ def schedule_elementwise(sch: Schedule, block: BlockHandle, target: CpuTarget) -
 def parallelize(sch: Schedule, loops: Sequence[LoopHandle], work: int | None) -> None:
     """Fuse `loops` into one parallel loop if `work` (elements; None: unknown) pays for waking the threads."""
     if loops and (work is None or work >= _WORTH_PARALLEL):
-        sch.parallel(sch.fuse(*loops) if len(loops) > 1 else loops[0])
+        sch.parallel(fused(sch, loops))
 
 
 def vectorize(sch: Schedule, inner: LoopHandle, width: int) -> LoopHandle | None:

@@ -26,6 +26,7 @@ from whet.backends.tvm.schedule.blocks import (
     LoopHandle,
     Schedule,
     annotation,
+    fused,
     integers,
     iterator_counts,
 )
@@ -65,7 +66,7 @@ def schedule_matrix(
         sch.reverse_compute_at(final, outer[-1])
         sch.set_scope(stored, 0, "local")
         write_out(sch, final, outer[-1], lanes(target, instruction.total))
-    run = sch.fuse(*outer) if len(outer) > 1 else outer[0]
+    run = fused(sch, outer)
     sch.parallel(run)
     zeroed = sch.decompose_reduction(anchor, taps[0] if taps else steps)
     sch.annotate(run, IMPORT_LLVM, matrix_code(instruction))

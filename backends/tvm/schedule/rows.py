@@ -13,6 +13,7 @@ from whet.backends.tvm.schedule.blocks import (
     Schedule,
     all_blocks,
     block_name,
+    fused,
     is_elementwise,
     is_reduction,
     iterator_counts,
@@ -87,7 +88,7 @@ def _gather(sch: Schedule, final: BlockHandle, rows: int, target: CpuTarget) -> 
     """Compute every producer inside the row loop of `final`, then vectorize the innermost loops."""
     loops = list(sch.get_loops(final))
     work = static_product([loop_extent(sch, loop) for loop in loops])
-    row = sch.fuse(*loops[:rows]) if rows > 1 else loops[0]
+    row = fused(sch, loops[:rows])
     last = block_name(sch, final)
     for block in reversed(all_blocks(sch)):
         if block_name(sch, block) != last:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from whet.backends.tvm.kernels.cpu import CpuTarget
 from whet.backends.tvm.kernels.expressions import element_bytes, extent
 from whet.backends.tvm.prefetches import PRAGMA
-from whet.backends.tvm.schedule.blocks import BlockHandle, LoopHandle, Schedule
+from whet.backends.tvm.schedule.blocks import BlockHandle, LoopHandle, Schedule, static_product
 
 # Which operand of the product a contraction reads second.
 _WEIGHTS: Final = 1
@@ -23,11 +22,10 @@ def bytes_ahead(sch: Schedule, anchor: BlockHandle, target: CpuTarget) -> int:
     x86-64 alone: elsewhere nothing was measured.
     """
     weights = sch.get(anchor).reads[_WEIGHTS].source
-    extents = [extent(size) for size in weights.shape]
-    if not target.triple.startswith("x86_64") or any(size is None for size in extents):
+    count = static_product([extent(size) for size in weights.shape])
+    if count is None or not target.triple.startswith("x86_64"):
         return 0
-    size = math.prod(size or 1 for size in extents) * element_bytes(str(weights.dtype))
-    return _AHEAD_BYTES if size > target.l2_cache_bytes // 2 else 0
+    return _AHEAD_BYTES if count * element_bytes(str(weights.dtype)) > target.l2_cache_bytes // 2 else 0
 
 
 def stream_weights(sch: Schedule, anchor: BlockHandle, step: LoopHandle, target: CpuTarget) -> None:

@@ -23,6 +23,7 @@ from whet.backends.tvm.schedule.blocks import (
     annotation,
     block_name,
     can_vectorize,
+    fused,
     integers,
     is_elementwise,
     is_reduction,
@@ -199,14 +200,14 @@ def initialize(sch: Schedule, anchor: BlockHandle, nest: Nest, vector_loops: int
     initial = sch.decompose_reduction(anchor, nest.reduction[0])
     loops = list(sch.get_loops(initial))
     outer, vector = loops[:-vector_loops], loops[-vector_loops:]
-    sch.vectorize(sch.fuse(*vector) if vector_loops > 1 else vector[0])
+    sch.vectorize(fused(sch, vector))
     for loop in outer[-nest.unrolled :]:
         sch.unroll(loop)
 
 
 def parallel(sch: Schedule, loops: Sequence[LoopHandle]) -> None:
     """Fuse loops into one parallel loop."""
-    sch.parallel(sch.fuse(*loops) if len(loops) > 1 else loops[0])
+    sch.parallel(fused(sch, loops))
 
 
 def loop_name(sch: Schedule, loop: LoopHandle) -> str:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 from whet.errors import BundleError
 from whet.runtime.files import ReadOnly
 from whet.runtime.host import check_host
-from whet.runtime.manifest import Reader, TargetSpec, parse_target
+from whet.runtime.manifest import Reader, TargetSpec, parse_target, readable_version
 
 FAT_FORMAT_VERSION: Final = 3
 MOST_VARIANTS: Final = 16
@@ -58,12 +58,7 @@ def decode_index(value: Any, members: Sequence[str], source: str) -> list[Target
     """
     try:
         top = Reader(value, "")
-        version = top.integer("format_version")
-        if version > FAT_FORMAT_VERSION:
-            raise BundleError(
-                f"{source} has format version {version}; this whet reads up to {FAT_FORMAT_VERSION}. "
-                "Upgrade whet on this device (pip install --upgrade whet)"
-            )
+        version = readable_version(top, FAT_FORMAT_VERSION, source)
         variants = top.objects("variants")
         named = [item.text("member") for item in variants]
         # Variant number n is the member n.whet.

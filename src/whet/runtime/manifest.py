@@ -23,6 +23,8 @@ DEVICES: Final = ("cpu", "cuda")
 
 Dim = int | str
 
+OR_SAVE_OLDER: Final = ", or save the bundle with an older one"
+"""The second way out for who has a bundle of a newer format."""
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _FEATURE: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -214,13 +216,7 @@ class Manifest:
         """
         try:
             top = Reader(value, "")
-            version = top.integer("format_version")
-            if version > FORMAT_VERSION:
-                raise BundleError(
-                    f"{source} has format version {version}; this whet reads up to {FORMAT_VERSION}. "
-                    "Upgrade whet on this device (pip install --upgrade whet), "
-                    "or save the bundle with an older one"
-                )
+            version = readable_version(top, FORMAT_VERSION, source, OR_SAVE_OLDER)
             return cls(
                 format_version=version,
                 target=_target(top.object("target")),
@@ -339,6 +335,20 @@ def _kernel(reader: Reader) -> KernelCall:
         reader.text("schedule"),
         tuple(reader.list("reads", int)),
     )
+
+
+def readable_version(reader: Reader, newest: int, source: str, otherwise: str = "") -> int:
+    """The format version of an object. Raises BundleError where it is above `newest`, ValueError where it is no number.
+
+    `otherwise` is what else than an upgrade helps.
+    """
+    version = reader.integer("format_version")
+    if version > newest:
+        raise BundleError(
+            f"{source} has format version {version}; this whet reads up to {newest}. "
+            f"Upgrade whet on this device (pip install --upgrade whet){otherwise}"
+        )
+    return version
 
 
 def read_member(reader: Reader) -> Member:

@@ -25,7 +25,7 @@ from whet.errors import BundleError
 from whet.runtime.container import Stored
 from whet.runtime.files import ReadOnly
 from whet.runtime.keys import NONCE_BYTES, TAG_BYTES, Aead, SecretKey
-from whet.runtime.manifest import Member, Reader, TargetSpec, parse_target, read_member
+from whet.runtime.manifest import OR_SAVE_OLDER, Member, Reader, TargetSpec, parse_target, read_member, readable_version
 
 SEALED_MANIFEST: Final = "manifest.sealed"
 SEALED_FORMAT_VERSION: Final = 4
@@ -58,12 +58,7 @@ class SealHeader:
         """Parse and check. Raises BundleError."""
         try:
             top = Reader(value, "")
-            version = top.integer("format_version")
-            if version > SEALED_FORMAT_VERSION:
-                raise BundleError(
-                    f"{source} has format version {version}; this whet reads up to {SEALED_FORMAT_VERSION}. "
-                    "Upgrade whet on this device (pip install --upgrade whet), or save the bundle with an older one"
-                )
+            version = readable_version(top, SEALED_FORMAT_VERSION, source, OR_SAVE_OLDER)
             encryption = top.object("encryption")
             cipher, salt = encryption.text("cipher"), encryption.text("salt")
             if version != SEALED_FORMAT_VERSION or cipher != CIPHER or not _SALT.fullmatch(salt):

@@ -16,6 +16,7 @@ from whet.backends.tvm.schedule.blocks import (
     BlockHandle,
     Schedule,
     all_blocks,
+    fused,
     is_elementwise,
     loop_extent,
     new_schedule,
@@ -57,14 +58,14 @@ def share_elements(sch: Schedule, block: BlockHandle) -> None:
     if not loops:
         loops = [sch.add_unit_loop(block)]
     lanes, count = _lanes(sch, block), static_product([loop_extent(sch, loop) for loop in loops])
-    fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    whole = fused(sch, loops)
     vector = None
     if lanes > 1:
-        fused, vector = sch.split(fused, [None, lanes])
+        whole, vector = sch.split(whole, [None, lanes])
     if count is not None and count > MOST_BLOCKS * THREADS * lanes:
-        _, grid, thread = sch.split(fused, [None, MOST_BLOCKS, THREADS])
+        _, grid, thread = sch.split(whole, [None, MOST_BLOCKS, THREADS])
     else:
-        grid, thread = sch.split(fused, [None, THREADS])
+        grid, thread = sch.split(whole, [None, THREADS])
     sch.bind(grid, BLOCK)
     sch.bind(thread, THREAD)
     if vector is not None:

@@ -20,6 +20,7 @@ from whet.backends.tvm.schedule.blocks import (
     Schedule,
     all_blocks,
     block_name,
+    fused,
     is_elementwise,
     is_reduction,
     iterator_counts,
@@ -62,7 +63,7 @@ class Rows:
         threads = next((count for most, count in _THREADS if length <= most), _MOST_THREADS)
         _check_memory(sch, final, length)
         loops = list(sch.get_loops(final))
-        row = sch.fuse(*loops[:rows]) if rows > 1 else loops[0]
+        row = fused(sch, loops[:rows])
         sch.bind(row, BLOCK)
         last = block_name(sch, final)
         for block in reversed(all_blocks(sch)):
@@ -94,7 +95,7 @@ class Reductions:
         loops = list(sch.get_loops(final))[:results]
         if not loops:
             raise Declines("one result is reduced by one warp: other rules have more threads")
-        result = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+        result = fused(sch, loops)
         grid, warp = sch.split(result, [None, _WARPS])
         sch.bind(grid, BLOCK)
         sch.bind(warp, ROW)
@@ -157,6 +158,6 @@ def _along(sch: Schedule, loops: list[LoopHandle], threads: int, reduces: bool, 
     """Share the loops below a row between threads."""
     if reduces:
         loops = loops[-iterator_counts(sch, block)[1] :]
-    inner = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    inner = fused(sch, loops)
     _, thread = sch.split(inner, [None, threads])
     sch.bind(thread, THREAD)

@@ -11,6 +11,7 @@ from tvm import tirx
 from whet.backends.tvm.schedule.blocks import (
     all_blocks,
     block_name,
+    fused,
     is_elementwise,
     is_reduction,
     iterator_counts,
@@ -72,8 +73,8 @@ def _share_results(sch: Any, block: Any, behind: str | None) -> None:
     leading = last if follows else block
     results = len(sch.get(leading).iter_vars) - iterator_counts(sch, leading)[1]
     loops = list(sch.get_loops(leading))[:results]
-    fused = sch.fuse(*loops) if len(loops) > 1 else loops[0] if loops else sch.add_unit_loop(leading)
-    grid, thread = sch.split(fused, [None, THREADS])
+    whole = fused(sch, loops or [sch.add_unit_loop(leading)])
+    grid, thread = sch.split(whole, [None, THREADS])
     sch.bind(grid, BLOCK)
     sch.bind(thread, THREAD)
     if follows:
