@@ -60,3 +60,8 @@ def operand_registers(target: CpuTarget) -> int:
 def has_feature(target: CpuTarget, feature: str) -> bool:
     """Whether the target lists an LLVM feature, written with or without the leading plus sign."""
     return feature in target.features or f"+{feature}" in target.features
+
+
+def has_masks(target: CpuTarget) -> bool:
+    """Whether loads take a mask that zeroes their lanes (AVX-512), at no cost."""
+    return target.triple.startswith("x86_64") and target.vector_bits == 512

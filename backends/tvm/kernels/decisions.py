@@ -13,11 +13,11 @@ from typing import Any
 from whet.backends.tvm.kernels.cpu import CpuTarget
 from whet.backends.tvm.kernels.tiles import Tile
 
-COLUMNS_FIRST = "columns"
-"""Blocks of columns outside rows: a core works through few weights, which stay in its cache."""
-ROWS_FIRST = "rows"
-"""Rows outside blocks of columns: a core works through few activations, and streams the weights."""
-ORDERS = (COLUMNS_FIRST, ROWS_FIRST)
+MODELLED = "modelled"
+"""The loop over tiles outside that the bytes to move speak for (`whet.backends.tvm.schedule.tiled.rows_outside`)."""
+OPPOSITE = "opposite"
+"""The other one."""
+ORDERS = (MODELLED, OPPOSITE)
 DIRECT = "direct"
 """Sums of products as the operation is defined; other algorithms are named where they are implemented."""
 UNROLLS = (1, 2, 4)
@@ -36,7 +36,7 @@ class Decision:
     """
 
     tile: Tile | None = None
-    order: str = COLUMNS_FIRST
+    order: str = MODELLED
     unroll: int = 1
     algorithm: str = DIRECT
 
@@ -55,7 +55,7 @@ class Decision:
 
     def __str__(self) -> str:
         tile = "default" if self.tile is None else f"{'x'.join(map(str, self.tile.rows))}x{self.tile.block}"
-        return f"{self.algorithm} {tile}, {self.order} first, unrolled {self.unroll}"
+        return f"{self.algorithm} {tile}, {self.order} order, unrolled {self.unroll}"
 
 
 DEFAULT = Decision()

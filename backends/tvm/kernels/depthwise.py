@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from tvm import te, tirx
@@ -12,7 +12,7 @@ from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
 from whet.backends.tvm.kernels.tiles import Tile, chosen_tile
-from whet.backends.tvm.kernels.windows import Window, ceil_to, window_index, windowed
+from whet.backends.tvm.kernels.windows import Window, border, ceil_to, masked_input, window_index, windowed
 
 # Outputs along a row that share the loads of their overlapping windows.
 _LONGEST_ROW = 8
@@ -64,19 +64,21 @@ def depthwise(
     pad_value: Expression | None = None,
     accumulator: str | None = None,
     instruction: DotInstruction | None = None,
+    masked: bool = False,
     name: str = "depthwise",
 ) -> te.Tensor:
     """`out[N, *spatial, C * multiplier]`: each channel convolved with filters of its own.
 
     `weight[*kernel, C * multiplier]`; the multiplier is the quotient of the channel counts. `pad_value`
-    (default zero) fills the border. `instruction` is what `depthwise_instruction` gave.
+    (default zero) fills the border, from a padded copy or (`masked`) from x itself under masks. `instruction` is what
+    `depthwise_instruction` gave.
     """
     dtype = accumulator or x.dtype
     channels = extent(weight.shape[-1]) or 0
     multiplier = channels // (extent(x.shape[-1]) or channels)
     outputs = geometry.output_extents(x.shape[1:-1])
     reach = [ceil_to(count, step) for count, step in zip(outputs, tile.rows, strict=True)]
-    source, limits = windowed(x, geometry, reach, pad_value, name)
+    read, limits = _reader(x, geometry, reach, pad_value, name, masked)
     taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(geometry.kernel)]
     padded = ceil_to(channels, tile.block)
 
@@ -85,7 +87,7 @@ def depthwise(
         offsets = [tap.var for tap in taps]
         position = window_index(geometry, reach, limits, rows, offsets)
         own = clamped_channel(channel, channels, padded)
-        data = source[(batch, *position, tirx.floordiv(own, multiplier) if multiplier > 1 else own)]
+        data = read((batch, *position, tirx.floordiv(own, multiplier) if multiplier > 1 else own))
         return te.sum(data.astype(dtype) * weight[(*offsets, own)].astype(dtype), axis=taps)
 
     acc = te.compute(
@@ -95,6 +97,21 @@ def depthwise(
         attrs=roles.depthwise(tile.rows, tile.block, None if instruction is None else instruction.intrinsic),
     )
     return te.compute((x.shape[0], *outputs, channels), lambda *index: acc[index], name=name)
+
+
+def _reader(
+    x: te.Tensor,
+    geometry: Window,
+    reach: Sequence[Dimension],
+    pad_value: Expression | None,
+    name: str,
+    masked: bool,
+) -> tuple[Callable[[Sequence[Expression]], Expression], Sequence[Dimension]]:
+    """What an index into the padded input holds, and the padded extents."""
+    if masked and geometry.padded:
+        return masked_input(x, geometry, reach, pad_value), border(x.shape[1:-1], geometry, reach).sizes
+    source, limits = windowed(x, geometry, reach, pad_value, name)
+    return lambda index: source[tuple(index)], limits
 
 
 def clamped_channel(channel: Expression, channels: int, padded: Dimension) -> Expression:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import te, tirx
@@ -138,6 +138,25 @@ def padded_input(
         return tirx.if_then_else(tirx.all(*inside), source, fill) if inside else source
 
     return te.compute((x.shape[0], *grown.sizes, x.shape[-1]), element, name=name, attrs=roles.stage())
+
+
+def masked_input(
+    x: te.Tensor, geometry: Window, outputs: Sequence[Dimension], value: Expression | None
+) -> Callable[[Sequence[Expression]], Expression]:
+    """What `padded_input` holds at an index, read from `x[N, *spatial, C]` itself: nothing is copied.
+
+    Positions on the border read an element inside that a mask then replaces, one mask for a whole vector of channels.
+    """
+    fill = tirx.const(0, x.dtype) if value is None else value
+    grown = border(x.shape[1:-1], geometry, outputs)
+
+    def element(index: Sequence[Expression]) -> Expression:
+        inside, shifted = grown.source(index[1:-1])
+        held = [tirx.max(tirx.min(at, size - 1), 0) for at, size in zip(shifted, grown.spatial, strict=True)]
+        source = x[(index[0], *held, index[-1])]
+        return tirx.Select(tirx.all(*inside), source, fill) if inside else source
+
+    return element
 
 
 def windowed(

@@ -8,6 +8,7 @@ from typing import Any
 from tvm import te, tirx
 
 from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
+from whet.backends.tvm.kernels.cpu import has_masks
 from whet.backends.tvm.kernels.decisions import DIRECT, chosen_algorithm
 from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
 from whet.backends.tvm.kernels.dot import (
@@ -175,7 +176,9 @@ def _depthwise(
 ) -> te.Tensor:
     tile = depthwise_tile(c.target, x.shape, channels, geometry, tvm_dtype(dtype))
     packed = known_weight(c, weight, "depthwise", pack_depthwise_weight, None)
-    return depthwise(x, packed, geometry=geometry, tile=tile, accumulator=accumulator_dtype(dtype))
+    return depthwise(
+        x, packed, geometry=geometry, tile=tile, accumulator=accumulator_dtype(dtype), masked=has_masks(c.target)
+    )
 
 
 def plain_conv(c: LoweringContext, operation: Operation, working: str, zero_point: int = 0) -> te.Tensor:

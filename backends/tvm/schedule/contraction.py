@@ -38,6 +38,7 @@ from whet.backends.tvm.schedule.tiled import (
     open_anchor,
     ordered_tiles,
     parallel,
+    rows_outside,
     schedule_producers,
     tile_anchor,
 )
@@ -89,7 +90,7 @@ def schedule_contraction(sch: Schedule, anchor: BlockHandle, final: BlockHandle 
 def _schedule_products(sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, target: CpuTarget) -> None:
     """One activation is multiplied with a vector of columns at a time."""
     nest = tile_anchor(sch, anchor, target)
-    outer, steps = _outer(nest, target), _unrolled(sch, nest.reduction, target)
+    outer, steps = _outer(sch, anchor, nest, target), _unrolled(sch, nest.reduction, target)
     nest = replace(nest, reduction=steps)
     sch.reorder(*outer, *steps, *nest.row_inner, nest.vectors, nest.vector)
     keep_in_registers(sch, nest)
@@ -105,7 +106,8 @@ def _schedule_dots(
     """One instruction multiplies a group of activations of each of its rows with a group of weights of each column."""
     gathered = sch.reindex(anchor, ("read", _ACTIVATIONS)) if instruction.rows > 1 else None
     nest = tile_anchor(sch, anchor, target, instruction.columns)
-    outer, steps, products = _outer(nest, target), _unrolled(sch, nest.reduction[:-1], target), nest.reduction[-1]
+    *sums, products = nest.reduction
+    outer, steps = _outer(sch, anchor, nest, target), _unrolled(sch, sums, target)
     nest = replace(nest, reduction=[*steps, products])
     vector = [nest.vector, products]
     if instruction.rows > 1:
@@ -126,8 +128,9 @@ def _schedule_dots(
     sch.tensorize(vector[0], register(instruction))
 
 
-def _outer(nest: Nest, target: CpuTarget) -> list[LoopHandle]:
-    return [*nest.batch, *ordered_tiles(nest.row_outer, nest.column_outer, target)]
+def _outer(sch: Schedule, anchor: BlockHandle, nest: Nest, target: CpuTarget) -> list[LoopHandle]:
+    rows_first = rows_outside(sch, anchor, target)
+    return [*nest.batch, *ordered_tiles(nest.row_outer, nest.column_outer, target, rows_first)]
 
 
 def _parallel_tiles(sch: Schedule, nest: Nest, outer: Sequence[LoopHandle]) -> None:

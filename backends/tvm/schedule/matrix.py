@@ -55,7 +55,7 @@ def schedule_matrix(
     (outer_column,), (columns,) = _split(sch, [loops[spatial - 1]], [block])
     *taps, groups, products = loops[spatial:]
     (steps,), (group,) = _split(sch, [groups], [tile.depth // instruction.group])
-    outer = [*loops[:first], *ordered_tiles(outer_rows, outer_column, target)]
+    outer = [*loops[:first], *ordered_tiles(outer_rows, outer_column, target, rows_first=False)]
     planes = len(rows) > 1 and rows[-2] > 1
     tiled = inner_rows[-2 if planes else -1 :]
     sch.reorder(*outer, *inner_rows[: len(inner_rows) - len(tiled)], *taps, steps, *tiled, columns, group, products)

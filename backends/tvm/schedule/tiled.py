@@ -12,8 +12,8 @@ from tvm.s_tir.schedule import ScheduleError
 from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.contraction import flatten_index
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
-from whet.backends.tvm.kernels.decisions import ROWS_FIRST, decision_for
-from whet.backends.tvm.kernels.expressions import extent
+from whet.backends.tvm.kernels.decisions import OPPOSITE, decision_for
+from whet.backends.tvm.kernels.expressions import element_bytes, extent
 from whet.backends.tvm.schedule.blocks import (
     BlockHandle,
     LoopHandle,
@@ -31,6 +31,7 @@ from whet.backends.tvm.schedule.blocks import (
     loop_extent,
     new_schedule,
     output_blocks,
+    static_product,
 )
 from whet.backends.tvm.schedule.elementwise import inline_elementwise, schedule_elementwise
 from whet.backends.tvm.schedule.reduction import schedule_reduction
@@ -107,9 +108,30 @@ def tile_anchor(sch: Schedule, anchor: BlockHandle, target: CpuTarget, width: in
     return Nest(loops[:first], row_outer, column_outer, loops[spatial:], row_inner, vectors, vector)
 
 
-def ordered_tiles(rows: Sequence[LoopHandle], column: LoopHandle, target: CpuTarget) -> list[LoopHandle]:
-    """The loops over tiles, in the order that is decided."""
-    return [*rows, column] if decision_for(target).order == ROWS_FIRST else [column, *rows]
+def rows_outside(sch: Schedule, anchor: BlockHandle, target: CpuTarget) -> bool:
+    """Whether rows go outside of blocks of columns, which deals them to the cores.
+
+    A core then reads all weights, and the activations of its own rows alone, which it often has computed itself; else
+    it reads all activations, and the weights of its own columns. Weights that the second cache has to share with
+    nothing much larger than them are read again for every tile of rows.
+    """
+    activations, weights = (_bytes(region) for region in list(sch.get(anchor).reads)[:2])
+    sums = _bytes(sch.get(anchor).writes[0])
+    if activations is None or weights is None or sums is None:
+        return False
+    return weights <= min(activations + sums, target.l2_cache_bytes // 2)
+
+
+def _bytes(region: tirx.BufferRegion) -> int | None:
+    count = static_product([extent(size) for size in region.source.shape])
+    return None if count is None else count * element_bytes(str(region.source.dtype))
+
+
+def ordered_tiles(
+    rows: Sequence[LoopHandle], column: LoopHandle, target: CpuTarget, rows_first: bool
+) -> list[LoopHandle]:
+    """The loops over tiles in the order of the model, or the opposite where that is decided."""
+    return [*rows, column] if rows_first != (decision_for(target).order == OPPOSITE) else [column, *rows]
 
 
 def keep_in_registers(sch: Schedule, nest: Nest, vectorized: bool = True) -> None:

@@ -145,8 +145,9 @@ DEPTHWISE = {
 }
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", DEPTHWISE)
-def test_depthwise_equals_torch(name: str) -> None:
+def test_depthwise_equals_torch(name: str, masked: bool) -> None:
     batch, spatial, channels, size, stride, padding, multiplier = DEPTHWISE[name]
     rank, outputs = len(spatial), channels * multiplier
     geometry = window((size,) * rank, (stride,) * rank, ((padding, padding),) * rank)
@@ -155,10 +156,29 @@ def test_depthwise_equals_torch(name: str) -> None:
     packed = pack_depthwise_weight(weight)
     data = te.placeholder((batch, *spatial, channels), name="data")
     filters = te.placeholder(tuple(packed.shape), name="filters")
-    y = depthwise(data, filters, geometry=geometry, tile=tile)
+    y = depthwise(data, filters, geometry=geometry, tile=tile, masked=masked)
     held = te.compute(y.shape, lambda *i: te.max(te.min(y[i], 6.0), 0.0), name="held")
     expected = CONVOLVE[rank](x.double(), weight.double(), stride=stride, padding=padding, groups=channels)
     reference = last(expected.clamp(0, 6))
     result = run([data, filters, held], [last(x), packed], reference.shape)
     assert result.rule == "depthwise"
     assert error(result.output, reference) < TOLERANCE
+    copied = any(operation.name == "depthwise_pad" for operation in producers(y))
+    assert copied == (padding > 0 and not masked)
+
+
+def test_infinity_inside_is_nothing_to_the_border() -> None:
+    """A masked position reads the nearest element: times a zero, infinity would be NaN."""
+    x, weight = torch.ones(1, 16, 5, 5), torch.ones(16, 1, 3, 3)
+    x[:, :, 0, 0] = float("inf")
+    geometry = window((3, 3), None, ((1, 1), (1, 1)))
+    data, filters = te.placeholder((1, 5, 5, 16), name="data"), te.placeholder((3, 3, 16), name="filters")
+    y = depthwise(data, filters, geometry=geometry, tile=depthwise_tile(HOST, data.shape, 16, geometry), masked=True)
+    expected = last(torch.nn.functional.conv2d(x, weight, padding=1, groups=16))
+    result = run([data, filters, y], [last(x), pack_depthwise_weight(weight)], expected.shape)
+    assert torch.equal(torch.from_numpy(result.output), expected)
+
+
+def producers(tensor: te.Tensor) -> list[te.Operation]:
+    """The operations that a tensor is computed by, itself first."""
+    return [tensor.op, *(operation for before in tensor.op.input_tensors for operation in producers(before))]

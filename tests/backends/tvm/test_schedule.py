@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -10,12 +11,17 @@ from tvm import te, tirx, topi
 
 from tests.backends.tvm.kernel_run import HOST, build, error, run
 from whet.backends.tvm.kernels import math as fast
+from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
 from whet.backends.tvm.kernels.cpu import lanes
+from whet.backends.tvm.kernels.linear import linear
+from whet.backends.tvm.kernels.tiles import Tile
 from whet.backends.tvm.kernels.windows import window
 from whet.backends.tvm.pipeline import build_kernel
+from whet.backends.tvm.schedule.blocks import anchors
 from whet.backends.tvm.schedule.fallback import Fallback
 from whet.backends.tvm.schedule.rules import CPU_RULES, schedule_cpu
+from whet.backends.tvm.schedule.tiled import rows_outside
 from whet.backends.tvm.targets import tvm_target
 from whet.ir.target import CATALOGUE
 
@@ -212,6 +218,22 @@ def test_outer_loops_are_parallel_and_inner_ones_vectors() -> None:
     text = schedule_cpu(te.create_prim_func([data, relu(data)]), HOST).script()
     assert "T.parallel" in text
     assert "T.vectorized" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns", "expected"),
+    [
+        (196, 96, 576, True),  # more activations than weights
+        (49, 160, 960, False),  # more weights than activations
+        (20000, 1024, 1024, False),  # more weights than the second cache keeps
+    ],
+)
+def test_what_is_less_is_read_by_every_core(rows: int, inner: int, columns: int, expected: bool) -> None:
+    x, weight = te.placeholder((rows, inner), name="x"), te.placeholder((columns // 32, inner, 32), name="weight")
+    y = linear(x, weight, out_features=columns, tile=Tile((7,), 32))
+    sch = tvm.s_tir.Schedule(te.create_prim_func([x, weight, y]))
+    host = dataclasses.replace(HOST, l2_cache_bytes=2 << 20)
+    assert rows_outside(sch, anchors(sch, roles.CONTRACTION)[0], host) is expected
 
 
 def test_small_functions_stay_on_one_thread() -> None:

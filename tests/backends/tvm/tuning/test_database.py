@@ -14,7 +14,7 @@ from whet.errors import TuningError
 from whet.ir.target import get_target
 
 TARGET = get_target("avx2")
-FASTER = Decision(Tile((4, 2), 16), "rows", 2)
+FASTER = Decision(Tile((4, 2), 16), "opposite", 2)
 
 
 def filled(folder: Path) -> Database:

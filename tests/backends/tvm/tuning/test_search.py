@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.backends.tvm.kernels.decisions import DEFAULT, DIRECT, ORDERS, ROWS_FIRST, UNROLLS, Decision
+from whet.backends.tvm.kernels.decisions import DEFAULT, DIRECT, OPPOSITE, ORDERS, UNROLLS, Decision
 from whet.backends.tvm.kernels.tiles import Tile
 from whet.backends.tvm.tuning.search import Search, nearest
 from whet.backends.tvm.tuning.similar import alike
@@ -26,9 +26,9 @@ def test_every_candidate_is_proposed_once_and_the_default_first() -> None:
 
 
 def test_what_was_best_for_a_like_workload_comes_second_as_the_nearest_tile() -> None:
-    search = Search({DIRECT: TILES}, [Decision(Tile((7,), 32), ROWS_FIRST, 2)])
+    search = Search({DIRECT: TILES}, [Decision(Tile((7,), 32), OPPOSITE, 2)])
     search.tell(DEFAULT, 1.0)
-    assert search.propose() == Decision(Tile((8,), 32), ROWS_FIRST, 2)
+    assert search.propose() == Decision(Tile((8,), 32), OPPOSITE, 2)
 
 
 def test_neighbours_of_the_best_come_before_the_rest() -> None:
