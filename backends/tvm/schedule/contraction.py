@@ -90,7 +90,7 @@ def schedule_contraction(sch: Schedule, anchor: BlockHandle, final: BlockHandle 
 def _schedule_products(sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, target: CpuTarget) -> None:
     """One activation is multiplied with a vector of columns at a time."""
     nest = tile_anchor(sch, anchor, target)
-    outer, steps = _outer(sch, anchor, nest, target), _unrolled(sch, nest.reduction, target)
+    outer, steps = _outer(sch, anchor, final, nest, target), _unrolled(sch, nest.reduction, target)
     nest = replace(nest, reduction=steps)
     sch.reorder(*outer, *steps, *nest.row_inner, nest.vectors, nest.vector)
     keep_in_registers(sch, nest)
@@ -107,7 +107,7 @@ def _schedule_dots(
     gathered = sch.reindex(anchor, ("read", _ACTIVATIONS)) if instruction.rows > 1 else None
     nest = tile_anchor(sch, anchor, target, instruction.columns)
     *sums, products = nest.reduction
-    outer, steps = _outer(sch, anchor, nest, target), _unrolled(sch, sums, target)
+    outer, steps = _outer(sch, anchor, final, nest, target), _unrolled(sch, sums, target)
     nest = replace(nest, reduction=[*steps, products])
     vector = [nest.vector, products]
     if instruction.rows > 1:
@@ -128,9 +128,11 @@ def _schedule_dots(
     sch.tensorize(vector[0], register(instruction))
 
 
-def _outer(sch: Schedule, anchor: BlockHandle, nest: Nest, target: CpuTarget) -> list[LoopHandle]:
-    rows_first = rows_outside(sch, anchor, target)
-    return [*nest.batch, *ordered_tiles(nest.row_outer, nest.column_outer, target, rows_first)]
+def _outer(
+    sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, nest: Nest, target: CpuTarget
+) -> list[LoopHandle]:
+    by_rows = rows_outside(sch, anchor, final, target)
+    return [*nest.batch, *ordered_tiles(nest.row_outer, nest.column_outer, target, by_rows)]
 
 
 def _parallel_tiles(sch: Schedule, nest: Nest, outer: Sequence[LoopHandle]) -> None:

@@ -31,7 +31,7 @@ from whet.backends.tvm.schedule.blocks import (
     iterator_counts,
 )
 from whet.backends.tvm.schedule.streaming import bytes_ahead
-from whet.backends.tvm.schedule.tiled import ordered_tiles, write_out
+from whet.backends.tvm.schedule.tiled import ordered_tiles, rows_outside, write_out
 
 SURROUND: Final = "whet.surround"
 """Annotation of a loop over tiles: functions to call before and after a run of them, on the thread that computes it."""
@@ -55,7 +55,8 @@ def schedule_matrix(
     (outer_column,), (columns,) = _split(sch, [loops[spatial - 1]], [block])
     *taps, groups, products = loops[spatial:]
     (steps,), (group,) = _split(sch, [groups], [tile.depth // instruction.group])
-    outer = [*loops[:first], *ordered_tiles(outer_rows, outer_column, target, rows_first=False)]
+    by_rows = rows_outside(sch, anchor, final, target)
+    outer = [*loops[:first], *ordered_tiles(outer_rows, outer_column, target, by_rows)]
     planes = len(rows) > 1 and rows[-2] > 1
     tiled = inner_rows[-2 if planes else -1 :]
     sch.reorder(*outer, *inner_rows[: len(inner_rows) - len(tiled)], *taps, steps, *tiled, columns, group, products)

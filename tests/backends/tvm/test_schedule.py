@@ -233,7 +233,7 @@ def test_what_is_less_is_read_by_every_core(rows: int, inner: int, columns: int,
     y = linear(x, weight, out_features=columns, tile=Tile((7,), 32))
     sch = tvm.s_tir.Schedule(te.create_prim_func([x, weight, y]))
     host = dataclasses.replace(HOST, l2_cache_bytes=2 << 20)
-    assert rows_outside(sch, anchors(sch, roles.CONTRACTION)[0], host) is expected
+    assert rows_outside(sch, anchors(sch, roles.CONTRACTION)[0], None, host) is expected
 
 
 def test_small_functions_stay_on_one_thread() -> None:
