@@ -8,6 +8,7 @@ import torch
 from tvm import te, tirx
 
 from whet.backends.tvm.kernels.conv import conv, pack_conv_weight, plan_conv
+from whet.backends.tvm.kernels.cpu import has_masks
 from whet.backends.tvm.kernels.depthwise import depthwise, depthwise_tile, pack_depthwise_weight
 from whet.backends.tvm.kernels.dot import (
     dot_conv,
@@ -83,4 +84,6 @@ def _depthwise(layer: Layer, target: Target, geometry: Window) -> list[Any]:
     tile = depthwise_tile(target, x.shape, layer.outputs, geometry, dtype)
     weight = _placeholder(pack_depthwise_weight(_weight(layer)))
     fill = tirx.const(3, "uint8") if layer.integer else None
-    return [x, weight, depthwise(x, weight, geometry=geometry, tile=tile, pad_value=fill, accumulator=dtype)]
+    masked = not layer.integer and has_masks(target)
+    y = depthwise(x, weight, geometry=geometry, tile=tile, pad_value=fill, accumulator=dtype, masked=masked)
+    return [x, weight, y]

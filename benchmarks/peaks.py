@@ -144,7 +144,7 @@ def measure_peaks(threads: int, seconds: float = _REPEAT_SECONDS) -> Peaks:
     from whet.ir.target import get_target
 
     target = get_target("x86" if os.uname().machine == "x86_64" else "arm")
-    operations = {precision: _operations(precision, target, threads, seconds) for precision in (F32, BF16, INT8)}
+    operations = {precision: peak_operations(precision, target, threads, seconds) for precision in (F32, BF16, INT8)}
     copies = {size: _copy(size, target, threads, seconds) for size in _COPY_BYTES}
     return Peaks(threads, {name: value or operations[F32] for name, value in operations.items()}, copies)
 
@@ -213,7 +213,7 @@ def _factors(chosen: DotInstruction) -> str:
     return f"{x}, Y.vload([0], dtype='{chosen.weight}x{chosen.elements}')"
 
 
-def _operations(precision: str, target: Target, threads: int, seconds: float) -> float:
+def peak_operations(precision: str, target: Target, threads: int, seconds: float = _REPEAT_SECONDS) -> float:
     """Operations a second; 0 without an instruction of the precision."""
     from whet.backends.tvm.intrinsics.instructions import matrix_instruction
 
