@@ -95,7 +95,7 @@ def solve_dim(dim: Dim, size: int, bindings: Mapping[str, int]) -> tuple[str, in
     None where another number of symbols is unbound, or where `dim` is not linear in it ("2*s0 + 1" is), or
     where no integer does it.
     """
-    unknown = _linear_unknown(dim, bindings)
+    unknown = linear_unknown(dim, bindings)
     if unknown is None:
         return None
     known = {symbol(name): number for name, number in bindings.items()}
@@ -105,7 +105,7 @@ def solve_dim(dim: Dim, size: int, bindings: Mapping[str, int]) -> tuple[str, in
     return (unknown.name, int(solution)) if solution.is_Integer else None
 
 
-def _linear_unknown(dim: Dim, bound: Iterable[str]) -> sympy.Symbol | None:
+def linear_unknown(dim: Dim, bound: Iterable[str]) -> sympy.Symbol | None:
     """The one symbol of `dim` that is not bound, where `dim` is a non-zero number times it plus something
     known.
     """
@@ -123,7 +123,7 @@ def bound_symbols(dims: Iterable[Dim]) -> set[str]:
     bound: set[str] = set()
     waiting = [dim for dim in dims if dim_symbols(dim)]
     while True:
-        found = {item.name for dim in waiting if (item := _linear_unknown(dim, bound)) is not None}
+        found = {item.name for dim in waiting if (item := linear_unknown(dim, bound)) is not None}
         if not found - bound:
             return bound
         bound |= found

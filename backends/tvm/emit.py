@@ -14,9 +14,10 @@ from whet.backends.tvm.calls import KernelCall, Operand, Step, View
 from whet.backends.tvm.dtypes import TVM_DTYPES
 from whet.backends.tvm.kernels.decisions import DEFAULT, Decided, Decision
 from whet.backends.tvm.lowering import LOWERINGS_BY_KIND
-from whet.backends.tvm.lowering.context import LoweringContext, Packing, lower_dim
+from whet.backends.tvm.lowering.context import LoweringContext, Packing
 from whet.backends.tvm.lowering.stored import UNPACKING, read_in_kernels
 from whet.backends.tvm.regions import Region, form_regions
+from whet.backends.tvm.sizes import Sizes
 from whet.backends.tvm.workload import workload_text
 from whet.errors import BackendError
 from whet.ir.dimensions import dim_symbols
@@ -91,7 +92,7 @@ class _Emitter:
         self.decide = decide
         self.builder = relax.BlockBuilder()
         self.keys = constant_keys(graph)
-        self.symbols = {name: tirx.Var(name, "int64") for name in _symbol_names(graph)}
+        self.sizes = Sizes(graph)
         self.variables: dict[Any, Any] = {}
         self.weights: dict[str, torch.Tensor] = {}
         self.weight_keys: dict[Any, str] = {}
@@ -123,7 +124,7 @@ class _Emitter:
         return relax.TensorType(self._shape(type), TVM_DTYPES[type.dtype])
 
     def _shape(self, type: TensorType) -> list[Any]:
-        return [dim if isinstance(dim, int) else lower_dim(dim, self.symbols) for dim in type.shape]
+        return [self.sizes.of(dim) for dim in type.shape]
 
     def _lower(self, region: Region) -> _Lowered:
         """The kernel of a region; regions that read alike share one."""
@@ -180,7 +181,7 @@ class _Emitter:
         arguments = [
             self.variables[source.identity if isinstance(source, Packing) else source] for source in lowered.sources
         ]
-        arguments += [self.symbols[name] for name in lowered.symbols]
+        arguments += [self.sizes.symbols[name] for name in lowered.symbols]
         self.steps.append(
             KernelCall(
                 str(lowered.function.name_hint),
@@ -349,8 +350,3 @@ def _source_name(source: Value | Packing, names: dict[Value, str]) -> str:
 def _region_name(region: Region) -> str:
     names = [operation.name for operation in region.operations]
     return "_".join(dict.fromkeys(names))[:60]
-
-
-def _symbol_names(graph: Graph) -> list[str]:
-    found = {item.name for value in graph.values() for dim in value.type.shape for item in dim_symbols(dim)}
-    return sorted(found | set(graph.dimensions))
