@@ -14,6 +14,7 @@ from tvm import relax
 from whet.backends.base import CompiledModule, KernelInfo, Report
 from whet.backends.manifest import make_manifest, state_weights, target_spec, to_raw
 from whet.backends.tuning import Tuning, TuningReport
+from whet.backends.tvm.argument_checks import without_checks_of_weights
 from whet.backends.tvm.build_options import OPTIONS_BY_KIND
 from whet.backends.tvm.calls import describe_calls
 from whet.backends.tvm.cuda import schedule_cuda
@@ -165,6 +166,7 @@ def _relax_pipeline() -> tvm.transform.Pass:
             transform.LowerRuntimeBuiltin(),
             transform.ComputePrimValue(),
             transform.VMShapeLower(),
+            without_checks_of_weights(),
             transform.AttachGlobalSymbol(),
         ]
     )

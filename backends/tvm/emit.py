@@ -10,6 +10,7 @@ import torch
 import tvm
 from tvm import relax, te, tirx
 
+from whet.backends.tvm.argument_checks import WEIGHTS
 from whet.backends.tvm.calls import KernelCall, Operand, Step, View
 from whet.backends.tvm.dtypes import TVM_DTYPES
 from whet.backends.tvm.kernels.decisions import DEFAULT, Decided, Decision
@@ -105,7 +106,7 @@ class _Emitter:
         lowered = {region: self._lower(region) for region in regions if not region.is_view}
         parameters = [self._parameter(value) for value in self.graph.arguments]
         parameters += self._weight_parameters(regions, lowered)
-        with self.builder.function("main", parameters):
+        with self.builder.function("main", parameters, attrs={WEIGHTS: len(self.weights)}):
             with self.builder.dataflow():
                 for region in regions:
                     self._call(region, lowered.get(region))

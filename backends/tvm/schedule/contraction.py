@@ -13,7 +13,7 @@ from whet.backends.tvm.intrinsics.dot_product import register
 from whet.backends.tvm.intrinsics.instructions import DotInstruction, instruction_of
 from whet.backends.tvm.intrinsics.llvm_code import imported_code
 from whet.backends.tvm.kernels import roles
-from whet.backends.tvm.kernels.cpu import CpuTarget
+from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.kernels.decisions import decision_for
 from whet.backends.tvm.schedule.blocks import (
     IMPORT_LLVM,
@@ -31,6 +31,7 @@ from whet.backends.tvm.schedule.elementwise import schedule_elementwise
 from whet.backends.tvm.schedule.matrix import schedule_matrix
 from whet.backends.tvm.schedule.streaming import stream_weights
 from whet.backends.tvm.schedule.tiled import (
+    MULTIPLY_ADDS_PER_CYCLE,
     Nest,
     fuse_epilogue,
     initialize,
@@ -95,7 +96,7 @@ def _schedule_products(sch: Schedule, anchor: BlockHandle, final: BlockHandle | 
     sch.reorder(*outer, *steps, *nest.row_inner, nest.vectors, nest.vector)
     keep_in_registers(sch, nest)
     fuse_epilogue(sch, anchor, final, outer[-1], target)
-    _parallel_tiles(sch, nest, outer)
+    _parallel_tiles(sch, anchor, nest, outer, lanes(target))
     stream_weights(sch, anchor, steps[-1], target)
     initialize(sch, anchor, nest)
 
@@ -119,7 +120,7 @@ def _schedule_dots(
     if gathered is not None:
         _gather_rows(sch, gathered, anchor, nest.row_inner[-1])
         sch.transform_layout(anchor, ("write", 0), functools.partial(_by_vectors, instruction))
-    _parallel_tiles(sch, nest, outer)
+    _parallel_tiles(sch, anchor, nest, outer, instruction.lanes * instruction.group)
     stream_weights(sch, anchor, steps[-1], target)
     initialize(sch, anchor, nest, vector_loops=len(vector) - 1)
     code = imported_code(instruction)
@@ -135,8 +136,10 @@ def _outer(
     return [*nest.batch, *ordered_tiles(nest.row_outer, nest.column_outer, target, by_rows)]
 
 
-def _parallel_tiles(sch: Schedule, nest: Nest, outer: Sequence[LoopHandle]) -> None:
-    parallel(sch, outer[:-1] if len(nest.row_outer) > 1 else outer)
+def _parallel_tiles(sch: Schedule, anchor: BlockHandle, nest: Nest, outer: Sequence[LoopHandle], products: int) -> None:
+    """Deal tiles to the cores, of which each forms some vectors of `products` products in a cycle."""
+    tiles = outer[:-1] if len(nest.row_outer) > 1 else outer
+    parallel(sch, tiles, anchor, MULTIPLY_ADDS_PER_CYCLE * products)
 
 
 def _unrolled(sch: Schedule, reduction: Sequence[LoopHandle], target: CpuTarget) -> list[LoopHandle]:

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from whet.backends.tvm.intrinsics.dot_product import register_by_name
 from whet.backends.tvm.kernels import roles
-from whet.backends.tvm.kernels.cpu import CpuTarget
+from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.schedule.blocks import (
     BlockHandle,
     Schedule,
@@ -21,6 +21,7 @@ from whet.backends.tvm.schedule.blocks import (
     static_product,
 )
 from whet.backends.tvm.schedule.tiled import (
+    MULTIPLY_ADDS_PER_CYCLE,
     fuse_epilogue,
     initialize,
     keep_in_registers,
@@ -67,7 +68,8 @@ def schedule_depthwise(sch: Schedule, anchor: BlockHandle, final: BlockHandle | 
     fuse_epilogue(sch, anchor, final, nest.column_outer, target)
     coarse = outer[: -2 if len(nest.row_outer) > 1 else -1]
     tasks = static_product([loop_extent(sch, loop) for loop in coarse])
-    parallel(sch, outer if tasks is not None and tasks < _TASKS_PER_CORE * target.num_cores else coarse)
+    dealt = outer if tasks is not None and tasks < _TASKS_PER_CORE * target.num_cores else coarse
+    parallel(sch, dealt, anchor, MULTIPLY_ADDS_PER_CYCLE * lanes(target))
     initialize(sch, anchor, nest)
     if intrinsic is not None:
         sch.tensorize(nest.vector, register_by_name(str(intrinsic)))

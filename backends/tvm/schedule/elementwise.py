@@ -25,7 +25,7 @@ from whet.backends.tvm.schedule.blocks import (
 )
 
 # Waking the other threads costs some microseconds: as much as moving this many elements.
-_WORTH_PARALLEL = 8 * 1024
+_WORTH_PARALLEL = 16 * 1024
 # Narrower vectors than this are left to LLVM, which may find better ones.
 _NARROWEST = 4
 
@@ -39,6 +39,9 @@ def schedule_elementwise(sch: Schedule, block: BlockHandle, target: CpuTarget) -
     if len(loops) > 1 and is_flat(sch, block):
         loops = [sch.fuse(*loops)]
     work = static_product([loop_extent(sch, loop) for loop in loops])
+    if work is not None:
+        # In elements of 32 bits: of narrower ones a vector moves more.
+        work = work * lanes(target) // width
     outer, inner = loops[:-1], loops[-1]
     if not outer:
         chunk = _chunk(loop_extent(sch, inner), width)
@@ -50,7 +53,7 @@ def schedule_elementwise(sch: Schedule, block: BlockHandle, target: CpuTarget) -
 
 
 def parallelize(sch: Schedule, loops: Sequence[LoopHandle], work: int | None) -> None:
-    """Fuse `loops` into one parallel loop if `work` (elements; None: unknown) pays for waking the threads."""
+    """Fuse `loops` into one parallel loop if `work` (32-bit elements; None: unknown) pays for waking the threads."""
     if loops and (work is None or work >= _WORTH_PARALLEL):
         sch.parallel(fused(sch, loops))
 

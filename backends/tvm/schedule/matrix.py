@@ -26,18 +26,20 @@ from whet.backends.tvm.schedule.blocks import (
     LoopHandle,
     Schedule,
     annotation,
-    fused,
     integers,
     iterator_counts,
 )
 from whet.backends.tvm.schedule.streaming import bytes_ahead
-from whet.backends.tvm.schedule.tiled import ordered_tiles, rows_outside, write_out
+from whet.backends.tvm.schedule.tiled import ordered_tiles, parallel, rows_outside, write_out
 
 SURROUND: Final = "whet.surround"
 """Annotation of a loop over tiles: functions to call before and after a run of them, on the thread that computes it."""
 
 # Each run configures the unit once, which costs as much as some twenty multiplications; threads share runs equally.
 _MOST_RUNS: Final = 32
+# Vectors of products that a core forms in a cycle where the sums are so few that waking others is in question: moving
+# operands and results takes longer than the matrix unit, which forms sixteen.
+_VECTORS_PER_CYCLE: Final = 4
 
 
 def schedule_matrix(
@@ -67,8 +69,7 @@ def schedule_matrix(
         sch.reverse_compute_at(final, outer[-1])
         sch.set_scope(stored, 0, "local")
         write_out(sch, final, outer[-1], lanes(target, instruction.total))
-    run = fused(sch, outer)
-    sch.parallel(run)
+    run = parallel(sch, outer, anchor, _VECTORS_PER_CYCLE * instruction.lanes * instruction.group)
     zeroed = sch.decompose_reduction(anchor, taps[0] if taps else steps)
     sch.annotate(run, IMPORT_LLVM, matrix_code(instruction))
     sch.annotate(run, SURROUND, [matrix_function(instruction, part) for part in (CONFIGURE, RELEASE)])
@@ -105,7 +106,8 @@ def with_runs(func: tirx.PrimFunc) -> tirx.PrimFunc:
             return tirx.For(
                 loop.loop_var, loop.min, loop.extent, loop.kind, _sequence(before, loop.body, after), None, kept
             )
-        runs = max(size for size in range(1, _MOST_RUNS + 1) if count % size == 0)
+        most = _MOST_RUNS if loop.kind == tirx.ForKind.PARALLEL else 1
+        runs = max(size for size in range(1, most + 1) if count % size == 0)
         run, turn = (tirx.Var(name, str(loop.loop_var.ty.dtype)) for name in ("run", "tile"))
         place = run * (count // runs) + turn
         body = tvm_ffi.structural_map(

@@ -36,6 +36,12 @@ from whet.backends.tvm.schedule.blocks import (
 from whet.backends.tvm.schedule.elementwise import inline_elementwise, schedule_elementwise
 from whet.backends.tvm.schedule.reduction import schedule_reduction
 
+# Cycles of one core's multiply-adds from which on it is worth to wake the others: which costs some thousands, and as
+# many again for the activations that then lie in another core's cache.
+_WORTH_CYCLES = 16 * 1024
+MULTIPLY_ADDS_PER_CYCLE = 2
+"""Vectors that a core multiplies and adds in a cycle."""
+
 
 @dataclass(frozen=True)
 class Nest:
@@ -229,9 +235,13 @@ def initialize(sch: Schedule, anchor: BlockHandle, nest: Nest, vector_loops: int
         sch.unroll(loop)
 
 
-def parallel(sch: Schedule, loops: Sequence[LoopHandle]) -> None:
-    """Fuse loops into one parallel loop."""
-    sch.parallel(fused(sch, loops))
+def parallel(sch: Schedule, loops: Sequence[LoopHandle], anchor: BlockHandle, products_per_cycle: float) -> LoopHandle:
+    """Fuse loops into one, parallel where the products that the anchor sums pay for waking the threads."""
+    count = static_product([extent(iterator.dom.extent) for iterator in sch.get(anchor).iter_vars])
+    run = fused(sch, loops)
+    if count is None or count >= _WORTH_CYCLES * products_per_cycle:
+        sch.parallel(run)
+    return run
 
 
 def loop_name(sch: Schedule, loop: LoopHandle) -> str:
