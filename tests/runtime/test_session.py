@@ -114,6 +114,9 @@ def test_eight_threads_give_the_results_of_one(affine_bundle: Path) -> None:
     generator = np.random.default_rng(0)
     inputs = [generator.normal(size=(2 * (1 + i % 8), 8)).astype("f4") for i in range(64)]
     expected = [loaded(x, mask=x > 0)["y"].copy() for x in inputs]
+    with ThreadPoolExecutor(1) as pool:
+        # The first call from another thread starts the execution thread and its workers.
+        pool.submit(lambda: loaded(inputs[0], mask=inputs[0] > 0)).result()
     before = len(os.listdir("/proc/self/task"))
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
@@ -172,12 +175,41 @@ def test_thread_count_is_the_process_s(affine_bundle: Path, on_device: DeviceRun
     """,
         affine_bundle,
     ).splitlines()
-    # tvm_ffi's own threads aside: the execution thread and two workers beside it.
-    assert printed[0] == "3 3 3"
+    # tvm_ffi's own threads aside: two workers beside the main thread.
+    assert printed[0] == "3 3 2"
     assert "set_threads(2)" in printed[1]
     assert all("1 or more" in line for line in printed[2:5])
     assert printed[5] == "2 2 (2, 4)"
     assert printed[6] == "True"
+
+
+def test_the_main_thread_runs_its_calls_until_another_calls(affine_bundle: Path, on_device: DeviceRun) -> None:
+    printed = on_device(
+        _POOL_CODE
+        + """
+    def runs_on():
+        return shared_executor().run(threading.get_ident)
+
+    def in_another(function):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(function()))
+        thread.start()
+        thread.join()
+        return results[0]
+
+    loaded = whet.load(sys.argv[1], threads=2)
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("f4")
+    call = lambda: loaded(x, mask=x > 0)["y"]
+    main, first = threading.get_ident(), call()
+    print(runs_on() == main, in_another(runs_on) == main, runs_on() == main)
+    print(runs_on() == in_another(runs_on), workers(), shared_executor().run(runs_on) == runs_on())
+    print((call() == first).all(), (in_another(call) == first).all())
+    whet.runtime.set_threads(3)
+    print(workers(), (call() == first).all())
+    """,
+        affine_bundle,
+    ).splitlines()
+    assert printed == ["True False False", "True 2 True", "True True", "3 True"]
 
 
 def test_default_threads(affine_bundle: Path, on_device: DeviceRun) -> None:

@@ -2,10 +2,11 @@
 
 TVM makes a pool of workers for every thread that calls it, and keeps that pool when the thread ends: eight
 callers would run eight pools on the same cores, and a server with a thread per request would leak workers
-until none can be made. So every call is handed to one execution thread (about 15 microseconds), calls from
-several threads take turns, each with all the cores, and `threads` means the process. After a fork the child
-makes an execution thread of its own; a pool that belonged to the calling thread would have lost its workers
-there, and hang.
+until none can be made. So calls run on one thread: the main thread as long as no other calls, then and from then
+on an execution thread, to which every call is handed (about 15 microseconds, more where it has fallen asleep).
+Calls from several threads take turns, each with all the cores, and `threads` means the process. After a fork the
+child makes an execution thread of its own: the pool of the thread that forked has lost its workers there, and
+would hang.
 """
 
 from __future__ import annotations
@@ -42,20 +43,26 @@ class _Call:
 
 
 class Executor:
-    """An execution thread whose native code uses `threads` cores."""
+    """The thread whose native code uses `threads` cores: the main thread (`on_main`, only from there), or one more."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, on_main: bool = False) -> None:
         self.threads = threads
         self._calls: SimpleQueue[_Call] = SimpleQueue()
-        self._ident = 0
-        first = _Call(_configure_pool, (threads,))
-        self._start(first)
-        _result(first)
+        self._turn = threading.RLock()
+        # What ran here before may have made a pool of another size, which stays.
+        self._on_main = on_main and _configure_pool(threads) == threads
+        self._ident = threading.get_ident() if self._on_main else self._moved(threads)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)`, called on the execution thread; what it raises is raised here."""
-        if threading.get_ident() == self._ident:
-            return function(*args)
+        """`function(*args)`, called on that thread; what it raises is raised here."""
+        ident = threading.get_ident()
+        if ident == self._ident:
+            with self._turn:
+                # Unless another thread has just called for the first time.
+                if ident == self._ident:
+                    return function(*args)
+        if self._on_main:
+            self._leave_main(self.threads)
         call = _Call(function, args)
         self._calls.put(call)
         result: T = _result(call)
@@ -63,17 +70,32 @@ class Executor:
 
     def resize(self, threads: int) -> None:
         """Use that many threads for the calls that follow."""
-        call = _Call(_configure_pool, (threads,))
-        self._calls.put(call)
-        _result(call)
+        if self._on_main:
+            self._leave_main(threads)
+        else:
+            # A thread keeps the size of pool that it began with, so another thread goes on with this queue.
+            call = _Call(_hand_over, (self, threads))
+            self._calls.put(call)
+            _result(call)
         self.threads = threads
 
-    def _start(self, first: _Call) -> None:
-        threading.Thread(target=self._loop, args=(first,), name="whet-execution", daemon=True).start()
+    def _leave_main(self, threads: int) -> None:
+        with self._turn:
+            if self._on_main:
+                self._ident = self._moved(threads)
+                self._on_main = False
+
+    def _moved(self, threads: int) -> int:
+        """Start an execution thread with a pool of that size; its identity."""
+        first = _Call(_configure_pool, (threads,))
+        thread = threading.Thread(target=self._loop, args=(first,), name="whet-execution", daemon=True)
+        thread.start()
+        _result(first)
+        assert thread.ident is not None
+        return thread.ident
 
     def _loop(self, call: _Call) -> None:
-        self._ident = threading.get_ident()
-        while True:
+        while call.function is not _hand_over:
             try:
                 call.result = call.function(*call.args)
             except BaseException as error:
@@ -82,11 +104,13 @@ class Executor:
             # Or the last call's tensors would live until the next call.
             del call
             call = self._calls.get()
-            if call.function is _configure_pool:
-                # A thread keeps the size of pool that it began with, so another thread goes on with this
-                # queue.
-                self._start(call)
-                return
+        executor, threads = call.args
+        executor._ident = executor._moved(threads)
+        call.done.release()
+
+
+def _hand_over(executor: Executor, threads: int) -> None:
+    """What an execution thread is called with where another one is to go on."""
 
 
 def _result(call: _Call) -> Any:
@@ -100,16 +124,19 @@ def _result(call: _Call) -> Any:
         del call
 
 
-def _configure_pool(threads: int) -> None:
+def _configure_pool(threads: int) -> int:
+    """Set this thread's pool up; the number of threads that it has."""
     # TVM's default is half of the logical processors, and each worker bound to one of them, whatever this
     # process may use. It reads these variables at every launch, so they stay set.
     os.environ[THREADS_VARIABLE] = str(threads)
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     runtime_function("runtime.config_threadpool")(_BIG, threads)
+    return int(runtime_function("runtime.NumThreads")())
 
 
 _lock = threading.Lock()
 _shared: Executor | None = None
+_forked = False
 
 
 def shared_executor(threads: int | None = None) -> Executor:
@@ -121,7 +148,7 @@ def shared_executor(threads: int | None = None) -> Executor:
     global _shared
     with _lock:
         if _shared is None:
-            _shared = Executor(_checked(threads) if threads is not None else default_threads())
+            _shared = _new(_checked(threads) if threads is not None else default_threads())
         elif threads is not None and _checked(threads) != _shared.threads:
             raise InputError(
                 f"threads={threads}, but compiled code of this process already runs on {_shared.threads} "
@@ -142,9 +169,13 @@ def set_threads(threads: int) -> None:
     load_runtime()
     with _lock:
         if _shared is None:
-            _shared = Executor(threads)
+            _shared = _new(threads)
         elif _shared.threads != threads:
             _shared.resize(threads)
+
+
+def _new(threads: int) -> Executor:
+    return Executor(threads, on_main=not _forked and threading.current_thread() is threading.main_thread())
 
 
 def default_threads() -> int:
@@ -160,8 +191,9 @@ def _checked(threads: int) -> int:
 
 
 def _after_fork() -> None:
-    """The execution thread stayed in the parent: forget it, and a lock that it may have held."""
-    global _lock, _shared
+    """Workers and execution thread stayed in the parent: forget them, and a lock that may have been held."""
+    global _forked, _lock, _shared
+    _forked = True
     _lock = threading.Lock()
     _shared = None
 
