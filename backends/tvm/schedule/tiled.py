@@ -36,9 +36,11 @@ from whet.backends.tvm.schedule.blocks import (
 from whet.backends.tvm.schedule.elementwise import inline_elementwise, schedule_elementwise
 from whet.backends.tvm.schedule.reduction import schedule_reduction
 
-# Cycles of one core's multiply-adds from which on it is worth to wake the others: which costs some thousands, and as
-# many again for the activations that then lie in another core's cache.
+# Cycles of one core from which on it is worth to wake the others: which costs some thousands, and as many again for the
+# activations that then lie in another core's cache.
 _WORTH_CYCLES = 16 * 1024
+# What a core reads in a cycle where its caches do not hold it, as the weights of a layer with few rows.
+_BYTES_PER_CYCLE = 16
 MULTIPLY_ADDS_PER_CYCLE = 2
 """Vectors that a core multiplies and adds in a cycle."""
 
@@ -236,10 +238,12 @@ def initialize(sch: Schedule, anchor: BlockHandle, nest: Nest, vector_loops: int
 
 
 def parallel(sch: Schedule, loops: Sequence[LoopHandle], anchor: BlockHandle, products_per_cycle: float) -> LoopHandle:
-    """Fuse loops into one, parallel where the products that the anchor sums pay for waking the threads."""
-    count = static_product([extent(iterator.dom.extent) for iterator in sch.get(anchor).iter_vars])
+    """Fuse loops into one, parallel where the anchor's products, or what it moves, pay for waking the threads."""
+    statement = sch.get(anchor)
+    count = static_product([extent(iterator.dom.extent) for iterator in statement.iter_vars])
+    moved = [_bytes(region) for region in (*statement.reads, *statement.writes)]
     run = fused(sch, loops)
-    if count is None or count >= _WORTH_CYCLES * products_per_cycle:
+    if count is None or max(count / products_per_cycle, sum(filter(None, moved)) / _BYTES_PER_CYCLE) >= _WORTH_CYCLES:
         sch.parallel(run)
     return run
 

@@ -236,6 +236,20 @@ def test_what_is_less_is_read_by_every_core(rows: int, inner: int, columns: int,
     assert rows_outside(sch, anchors(sch, roles.CONTRACTION)[0], None, host) is expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns", "expected"),
+    [
+        (64, 32, 64, False),  # few products
+        (128, 384, 384, True),  # many
+        (1, 2048, 1024, True),  # many weights, each read once
+    ],
+)
+def test_contractions_wake_other_cores_for_work_that_pays(rows: int, inner: int, columns: int, expected: bool) -> None:
+    x, weight = te.placeholder((rows, inner), name="x"), te.placeholder((columns // 32, inner, 32), name="weight")
+    y = linear(x, weight, out_features=columns, tile=Tile((1,), 32))
+    assert ("T.parallel" in schedule_cpu(te.create_prim_func([x, weight, y]), HOST).script()) is expected
+
+
 def test_small_functions_stay_on_one_thread() -> None:
     data = te.placeholder((16, 16), name="data")
     assert "T.parallel" not in schedule_cpu(te.create_prim_func([data, relu(data)]), HOST).script()
