@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.engines.openvino_engines import latency_hints
 from benchmarks.environment import environment, wide_console
 from benchmarks.processes import cores_for, run_child
 
@@ -161,12 +162,7 @@ def openvino(layer: Layer, threads: int) -> Call:
         y = ops.group_convolution(x, weight(layer.groups, outer, inner, *kernel), *window)
     else:
         y = ops.convolution(x, weight(layer.outputs, layer.inputs, *kernel), *window)
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERF_COUNT": True,
-    }
+    hints = latency_hints(threads, "f32") | {"PERF_COUNT": True}
     request = ov.Core().compile_model(ov.Model([y], [x]), "CPU", hints).create_infer_request()
     feed = [generator.standard_normal(shape).astype(np.float32)]
 
@@ -292,16 +288,14 @@ def rounds(names: Sequence[str], threads: int, count: int) -> Figures:
             continue
         for name, pair in answer.items():
             times[engine].setdefault(name, []).append(pair)
+
+    def each(of: Callable[[list[list[float]]], float]) -> dict[str, dict[str, float]]:
+        return {engine: {name: of(pairs) for name, pairs in layers.items()} for engine, layers in times.items()}
+
     return Figures(
         {name: max(turn[name] for turn in peaks) for name in peaks[0]},
-        {
-            engine: {name: statistics.median(median for median, _ in pairs) for name, pairs in layers.items()}
-            for engine, layers in times.items()
-        },
-        {
-            engine: {name: min(least for _, least in pairs) for name, pairs in layers.items()}
-            for engine, layers in times.items()
-        },
+        each(lambda pairs: statistics.median(median for median, _ in pairs)),
+        each(lambda pairs: min(least for _, least in pairs)),
     )
 
 

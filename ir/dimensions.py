@@ -95,19 +95,19 @@ def solve_dim(dim: Dim, size: int, bindings: Mapping[str, int]) -> tuple[str, in
     None where another number of symbols is unbound, or where `dim` is not linear in it ("2*s0 + 1" is), or
     where no integer does it.
     """
-    unknown = linear_unknown(dim, bindings)
-    if unknown is None:
+    linear = linear_in(dim, bindings)
+    if linear is None:
         return None
+    unknown, slope, rest = linear
     known = {symbol(name): number for name, number in bindings.items()}
-    slope = sympy.sympify(dim).coeff(unknown, 1).xreplace(known)
-    rest = sympy.sympify(dim).coeff(unknown, 0).xreplace(known)
-    solution = (size - rest) / slope
+    solution = (size - rest.xreplace(known)) / slope.xreplace(known)
     return (unknown.name, int(solution)) if solution.is_Integer else None
 
 
-def linear_unknown(dim: Dim, bound: Iterable[str]) -> sympy.Symbol | None:
-    """The one symbol of `dim` that is not bound, where `dim` is a non-zero number times it plus something
-    known.
+def linear_in(dim: Dim, bound: Iterable[str]) -> tuple[sympy.Symbol, sympy.Expr, sympy.Expr] | None:
+    """The one symbol of `dim` that is not bound, its slope and the rest, where `dim` is slope * symbol + rest.
+
+    None unless the slope is a number other than zero, and the rest known.
     """
     unknown = [item for item in dim_symbols(dim) if item.name not in bound]
     if len(unknown) != 1:
@@ -115,7 +115,7 @@ def linear_unknown(dim: Dim, bound: Iterable[str]) -> sympy.Symbol | None:
     expression, (item,) = sympy.sympify(dim), unknown
     slope, rest = expression.coeff(item, 1), expression.coeff(item, 0)
     linear = slope.is_number and slope != 0 and expression == slope * item + rest and item not in rest.free_symbols
-    return item if linear else None
+    return (item, slope, rest) if linear else None
 
 
 def bound_symbols(dims: Iterable[Dim]) -> set[str]:
@@ -123,7 +123,7 @@ def bound_symbols(dims: Iterable[Dim]) -> set[str]:
     bound: set[str] = set()
     waiting = [dim for dim in dims if dim_symbols(dim)]
     while True:
-        found = {item.name for dim in waiting if (item := linear_unknown(dim, bound)) is not None}
+        found = {linear[0].name for dim in waiting if (linear := linear_in(dim, bound)) is not None}
         if not found - bound:
             return bound
         bound |= found

@@ -1,4 +1,4 @@
-"""What Relax checks of `main`'s arguments at every call, without what cannot be otherwise."""
+"""Relax checks every argument of `main` at every call: weights, which cannot change, are spared that."""
 
 from __future__ import annotations
 

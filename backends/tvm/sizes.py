@@ -8,7 +8,7 @@ import sympy
 from tvm import tirx
 
 from whet.backends.tvm.lowering.context import lower_dim
-from whet.ir.dimensions import Dim, dim_symbols, linear_unknown
+from whet.ir.dimensions import Dim, dim_symbols, linear_in
 from whet.ir.graph import Graph
 
 
@@ -38,13 +38,10 @@ class Sizes:
         """Bind the one unknown symbol of a dimension of an argument; whether none is unknown now."""
         if all(item.name in bound for item in dim_symbols(dim)):
             return True
-        unknown = linear_unknown(dim, bound)
-        if unknown is None:
+        linear = linear_in(dim, bound)
+        if linear is None or not linear[1].is_Integer:
             return False
-        expression = sympy.sympify(dim)
-        slope, rest = expression.coeff(unknown, 1), expression.coeff(unknown, 0)
-        if not slope.is_Integer:
-            return False
+        unknown, slope, rest = linear
         size = self._whole.setdefault(dim, tirx.Var(f"size{len(self._whole)}", "int64"))
         self.symbols[unknown.name] = tirx.floordiv(size - lower_dim(rest, self.symbols), int(slope))
         bound.add(unknown.name)

@@ -12,6 +12,15 @@ from benchmarks.engines.onnx_export import MODULES, export_onnx
 _MODEL = "model.xml"
 
 
+def latency_hints(threads: int, precision: str) -> dict[str, Any]:
+    """How OpenVINO is to compile a model for the latency of single calls."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+
+
 class OpenVino(Engine):
     """OpenVINO for latency; the precision is forced, because by default it takes bf16 where the processor has it."""
 
@@ -37,11 +46,7 @@ class OpenVino(Engine):
         """A request that copies neither inputs nor outputs. Raises RuntimeError where it runs in another precision."""
         import openvino
 
-        hints = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": job.threads,
-            "INFERENCE_PRECISION_HINT": self.inference,
-        }
+        hints = latency_hints(job.threads, self.inference)
         compiled = openvino.Core().compile_model(job.folder / _MODEL, "CPU", hints)
         taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if taken != self.inference:

@@ -123,7 +123,7 @@ def conv(
     dtype = accumulator or x.dtype
     outputs = geometry.output_extents(x.shape[1:-1])
     reach = [ceil_to(count, step) for count, step in zip(outputs, plan.tile.rows, strict=True)]
-    source, limits = windowed(x, geometry, reach, pad_value, name)
+    read, limits = windowed(x, geometry, reach, pad_value, name)
     taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(geometry.kernel)]
     per_group = out_channels // plan.groups
     inner = te.reduce_axis((0, weight.shape[-2]), "ic")
@@ -136,7 +136,7 @@ def conv(
         if plan.groups > 1:
             channel = tirx.floordiv(column, per_group) * weight.shape[-2] + channel
         factor = weight[(tirx.floordiv(column, block), *offsets, inner.var, tirx.floormod(column, block))]
-        return source[(*batch, *position, channel)].astype(dtype) * factor.astype(dtype)
+        return read((*batch, *position, channel)).astype(dtype) * factor.astype(dtype)
 
     acc = accumulate([x.shape[0]], outputs, out_channels, [*taps, inner], product, plan.tile, name=name)
     return te.compute((x.shape[0], *outputs, out_channels), lambda *index: acc[index], name=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from tvm import te, tirx
@@ -12,7 +12,7 @@ from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
 from whet.backends.tvm.kernels.tiles import Tile, chosen_tile
-from whet.backends.tvm.kernels.windows import Window, border, ceil_to, masked_input, window_index, windowed
+from whet.backends.tvm.kernels.windows import Window, ceil_to, window_index, windowed
 
 # Outputs along a row that share the loads of their overlapping windows.
 _LONGEST_ROW = 8
@@ -78,7 +78,7 @@ def depthwise(
     multiplier = channels // (extent(x.shape[-1]) or channels)
     outputs = geometry.output_extents(x.shape[1:-1])
     reach = [ceil_to(count, step) for count, step in zip(outputs, tile.rows, strict=True)]
-    read, limits = _reader(x, geometry, reach, pad_value, name, masked)
+    read, limits = windowed(x, geometry, reach, pad_value, name, masked)
     taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(geometry.kernel)]
     padded = ceil_to(channels, tile.block)
 
@@ -97,21 +97,6 @@ def depthwise(
         attrs=roles.depthwise(tile.rows, tile.block, None if instruction is None else instruction.intrinsic),
     )
     return te.compute((x.shape[0], *outputs, channels), lambda *index: acc[index], name=name)
-
-
-def _reader(
-    x: te.Tensor,
-    geometry: Window,
-    reach: Sequence[Dimension],
-    pad_value: Expression | None,
-    name: str,
-    masked: bool,
-) -> tuple[Callable[[Sequence[Expression]], Expression], Sequence[Dimension]]:
-    """What an index into the padded input holds, and the padded extents."""
-    if masked and geometry.padded:
-        return masked_input(x, geometry, reach, pad_value), border(x.shape[1:-1], geometry, reach).sizes
-    source, limits = windowed(x, geometry, reach, pad_value, name)
-    return lambda index: source[tuple(index)], limits
 
 
 def clamped_channel(channel: Expression, channels: int, padded: Dimension) -> Expression:

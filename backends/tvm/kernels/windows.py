@@ -12,6 +12,8 @@ from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.expressions import Dimension, Expression, extent
 
 Padding = Sequence[tuple[int, int]]
+Read = Callable[[Sequence[Expression]], Expression]
+"""What a tensor, or what stands for one, holds at an index."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,12 @@ def padded_input(
     return te.compute((x.shape[0], *grown.sizes, x.shape[-1]), element, name=name, attrs=roles.stage())
 
 
-def masked_input(
-    x: te.Tensor, geometry: Window, outputs: Sequence[Dimension], value: Expression | None
-) -> Callable[[Sequence[Expression]], Expression]:
+def _masked_input(x: te.Tensor, grown: Border, value: Expression | None) -> Read:
     """What `padded_input` holds at an index, read from `x[N, *spatial, C]` itself: nothing is copied.
 
     Positions on the border read an element inside that a mask then replaces, one mask for a whole vector of channels.
     """
     fill = tirx.const(0, x.dtype) if value is None else value
-    grown = border(x.shape[1:-1], geometry, outputs)
 
     def element(index: Sequence[Expression]) -> Expression:
         inside, shifted = grown.source(index[1:-1])
@@ -160,16 +159,23 @@ def masked_input(
 
 
 def windowed(
-    x: te.Tensor, geometry: Window, outputs: Sequence[Dimension], value: Expression | None, name: str
-) -> tuple[te.Tensor, list[Dimension]]:
-    """The tensor that windows are read from, and its spatial extents to clamp indices to.
+    x: te.Tensor,
+    geometry: Window,
+    outputs: Sequence[Dimension],
+    value: Expression | None,
+    name: str,
+    masked: bool = False,
+) -> tuple[Read, list[Dimension]]:
+    """What windows read at an index, and the spatial extents to clamp indices to.
 
-    Without padding that is `x` itself; `outputs` are the output extents rounded up to whole tiles.
+    Without padding that is `x` itself, else a padded copy, or (`masked`) x under masks; `outputs` are the output
+    extents rounded up to whole tiles.
     """
-    if not geometry.padded:
-        return x, list(x.shape[1:-1])
-    grown = padded_input(x, geometry, outputs, value, f"{name}_pad")
-    return grown, list(grown.shape[1:-1])
+    if masked and geometry.padded:
+        grown = border(x.shape[1:-1], geometry, outputs)
+        return _masked_input(x, grown, value), list(grown.sizes)
+    source = padded_input(x, geometry, outputs, value, f"{name}_pad") if geometry.padded else x
+    return lambda index: source[tuple(index)], list(source.shape[1:-1])
 
 
 def window_index(

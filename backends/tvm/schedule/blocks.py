@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm import tirx
 
 from whet.backends.tvm.kernels import roles
+from whet.backends.tvm.kernels.expressions import element_bytes, extent
 from whet.backends.tvm.kernels.math import expression_dtype
 
 Schedule: TypeAlias = Any
@@ -109,6 +110,12 @@ def static_product(extents: Sequence[int | None]) -> int | None:
             return None
         product *= value
     return product
+
+
+def region_bytes(region: tirx.BufferRegion) -> int | None:
+    """Bytes of the whole buffer that a block reads or writes in; None where it has a symbolic extent."""
+    count = static_product([extent(size) for size in region.source.shape])
+    return None if count is None else count * element_bytes(str(region.source.dtype))
 
 
 # What TVM's vectorizer computes lane by lane.

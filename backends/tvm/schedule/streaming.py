@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from whet.backends.tvm.kernels.cpu import CpuTarget
-from whet.backends.tvm.kernels.expressions import element_bytes, extent
 from whet.backends.tvm.prefetches import PRAGMA
-from whet.backends.tvm.schedule.blocks import BlockHandle, LoopHandle, Schedule, static_product
+from whet.backends.tvm.schedule.blocks import BlockHandle, LoopHandle, Schedule, region_bytes
 
 # Which operand of the product a contraction reads second.
 _WEIGHTS: Final = 1
@@ -21,11 +20,10 @@ def bytes_ahead(sch: Schedule, anchor: BlockHandle, target: CpuTarget) -> int:
 
     x86-64 alone: elsewhere nothing was measured.
     """
-    weights = sch.get(anchor).reads[_WEIGHTS].source
-    count = static_product([extent(size) for size in weights.shape])
-    if count is None or not target.triple.startswith("x86_64"):
+    size = region_bytes(sch.get(anchor).reads[_WEIGHTS])
+    if size is None or not target.triple.startswith("x86_64"):
         return 0
-    return _AHEAD_BYTES if count * element_bytes(str(weights.dtype)) > target.l2_cache_bytes // 2 else 0
+    return _AHEAD_BYTES if size > target.l2_cache_bytes // 2 else 0
 
 
 def stream_weights(sch: Schedule, anchor: BlockHandle, step: LoopHandle, target: CpuTarget) -> None:

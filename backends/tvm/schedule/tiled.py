@@ -13,7 +13,7 @@ from whet.backends.tvm.kernels import roles
 from whet.backends.tvm.kernels.contraction import flatten_index
 from whet.backends.tvm.kernels.cpu import CpuTarget, lanes
 from whet.backends.tvm.kernels.decisions import OPPOSITE, decision_for
-from whet.backends.tvm.kernels.expressions import element_bytes, extent
+from whet.backends.tvm.kernels.expressions import extent
 from whet.backends.tvm.schedule.blocks import (
     BlockHandle,
     LoopHandle,
@@ -31,6 +31,7 @@ from whet.backends.tvm.schedule.blocks import (
     loop_extent,
     new_schedule,
     output_blocks,
+    region_bytes,
     static_product,
 )
 from whet.backends.tvm.schedule.elementwise import inline_elementwise, schedule_elementwise
@@ -125,16 +126,11 @@ def rows_outside(sch: Schedule, anchor: BlockHandle, final: BlockHandle | None, 
     weights as activations, and lose with 5 times as many); outputs count for what reads them next. Weights that are
     read again for every tile of rows must be a small part of the second cache, for much else passes through it.
     """
-    activations, weights = (_bytes(region) for region in list(sch.get(anchor).reads)[:2])
-    outputs = _bytes(sch.get(anchor if final is None else final).writes[0])
+    activations, weights = (region_bytes(region) for region in list(sch.get(anchor).reads)[:2])
+    outputs = region_bytes(sch.get(anchor if final is None else final).writes[0])
     if activations is None or weights is None or outputs is None:
         return False
     return 2 * weights <= 3 * activations + outputs and 4 * weights <= target.l2_cache_bytes
-
-
-def _bytes(region: tirx.BufferRegion) -> int | None:
-    count = static_product([extent(size) for size in region.source.shape])
-    return None if count is None else count * element_bytes(str(region.source.dtype))
 
 
 def ordered_tiles(
@@ -241,7 +237,7 @@ def parallel(sch: Schedule, loops: Sequence[LoopHandle], anchor: BlockHandle, pr
     """Fuse loops into one, parallel where the anchor's products, or what it moves, pay for waking the threads."""
     statement = sch.get(anchor)
     count = static_product([extent(iterator.dom.extent) for iterator in statement.iter_vars])
-    moved = [_bytes(region) for region in (*statement.reads, *statement.writes)]
+    moved = [region_bytes(region) for region in (*statement.reads, *statement.writes)]
     run = fused(sch, loops)
     if count is None or max(count / products_per_cycle, sum(filter(None, moved)) / _BYTES_PER_CYCLE) >= _WORTH_CYCLES:
         sch.parallel(run)

@@ -49,9 +49,10 @@ class Executor:
         self.threads = threads
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         self._turn = threading.RLock()
+        self._ident = threading.get_ident()
         # What ran here before may have made a pool of another size, which stays.
-        self._on_main = on_main and _configure_pool(threads) == threads
-        self._ident = threading.get_ident() if self._on_main else self._moved(threads)
+        if not (on_main and _configure_pool(threads) == threads):
+            self._start(threads)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)`, called on that thread; what it raises is raised here."""
@@ -61,8 +62,7 @@ class Executor:
                 # Unless another thread has just called for the first time.
                 if ident == self._ident:
                     return function(*args)
-        if self._on_main:
-            self._leave_main(self.threads)
+        self._leave_main(self.threads)
         call = _Call(function, args)
         self._calls.put(call)
         result: T = _result(call)
@@ -70,31 +70,31 @@ class Executor:
 
     def resize(self, threads: int) -> None:
         """Use that many threads for the calls that follow."""
-        if self._on_main:
-            self._leave_main(threads)
-        else:
+        if not self._leave_main(threads):
             # A thread keeps the size of pool that it began with, so another thread goes on with this queue.
-            call = _Call(_hand_over, (self, threads))
+            call = _Call(_hand_over, (threads,))
             self._calls.put(call)
             _result(call)
         self.threads = threads
 
-    def _leave_main(self, threads: int) -> None:
+    def _leave_main(self, threads: int) -> bool:
+        """Go on with an execution thread where calls still run on the main thread; whether they did."""
+        if self._ident != threading.main_thread().ident:
+            return False
         with self._turn:
-            if self._on_main:
-                self._ident = self._moved(threads)
-                self._on_main = False
+            if self._ident != threading.main_thread().ident:
+                return False
+            self._start(threads)
+            return True
 
-    def _moved(self, threads: int) -> int:
-        """Start an execution thread with a pool of that size; its identity."""
+    def _start(self, threads: int) -> None:
+        """Start an execution thread with a pool of that size."""
         first = _Call(_configure_pool, (threads,))
-        thread = threading.Thread(target=self._loop, args=(first,), name="whet-execution", daemon=True)
-        thread.start()
+        threading.Thread(target=self._loop, args=(first,), name="whet-execution", daemon=True).start()
         _result(first)
-        assert thread.ident is not None
-        return thread.ident
 
     def _loop(self, call: _Call) -> None:
+        self._ident = threading.get_ident()
         while call.function is not _hand_over:
             try:
                 call.result = call.function(*call.args)
@@ -104,12 +104,14 @@ class Executor:
             # Or the last call's tensors would live until the next call.
             del call
             call = self._calls.get()
-        executor, threads = call.args
-        executor._ident = executor._moved(threads)
+        try:
+            self._start(*call.args)
+        except BaseException as error:
+            call.error = error
         call.done.release()
 
 
-def _hand_over(executor: Executor, threads: int) -> None:
+def _hand_over(threads: int) -> None:
     """What an execution thread is called with where another one is to go on."""
 
 
